@@ -1,0 +1,1 @@
+"""distpro: knowledge distillation with a searched process."""

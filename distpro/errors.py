@@ -1,0 +1,42 @@
+"""Mistakes of the user: one clear sentence each, and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Something the user gave is wrong: the message says what, what was expected, and the nearest valid choice."""
+
+
+def nearest(name: str, choices: Iterable[str], most: int = 3) -> list[str]:
+    """The valid names most like `name`, best first; letter case does not count."""
+    known = {choice.lower(): choice for choice in choices}
+    return [known[hit] for hit in difflib.get_close_matches(name.lower(), known, n=most, cutoff=0.5)]
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among `choices`: names the nearest ones, or lists a few of all.
+
+    Equivalent to: UserError("unknown dataset 'cifar10O': did you mean 'cifar100' or 'cifar10'?")
+    """
+    choices = sorted(choices)
+    close = nearest(name, choices)
+    if close:
+        return UserError(f"unknown {kind} '{name}': did you mean {' or '.join(repr(c) for c in close)}?")
+    shown = ", ".join(choices[:12]) + (f" and {len(choices) - 12} more" if len(choices) > 12 else "")
+    return UserError(f"unknown {kind} '{name}': expected one of {shown}")
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"distpro: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("distpro: interrupted; continue with --resume", file=sys.stderr)
+        sys.exit(130)
