@@ -1,0 +1,89 @@
+"""A student, its teacher and a method as one module: for the loops here and for a loop of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from distpro.errors import UserError, unknown
+from distpro.features import Features, Teacher
+from distpro.methods import METHODS
+from distpro.process import Process
+from distpro.tasks import Classification
+from distpro.transforms import Shape
+
+
+class Distiller(nn.Module):
+    """`distiller(x, y)` gives the losses of a batch: {"loss": total, "task": ..., and the method's terms}.
+
+    student, teacher: any networks (see `Features`); the teacher is kept in eval mode and without gradients.
+    image: the shape `[C, H, W]` of one picture.
+    method: a name in `METHODS`; its options follow as keywords (kd_weight, transforms, ...).
+    process: for "distpro"; a `Process`, or None for uniform weights.
+    student_layers, teacher_layers: submodules to read where a network has no `forward_intermediates`.
+    steps: how many training calls there will be: calls in train mode are counted, and where the training stands
+        decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`.
+
+    Train `distiller.trainable_parameters()`: the student's and those of the method's own blocks. The student keeps
+    its own keys: `student.state_dict()` is what to save.
+
+    Equivalent to:
+        loss = task_weight * cross_entropy(student(x), y) + sum(method(student maps, teacher maps, progress))
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        *,
+        image: Shape,
+        method: str = "distpro",
+        process: Process | None = None,
+        student_layers: Sequence[str] | None = None,
+        teacher_layers: Sequence[str] | None = None,
+        steps: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+        kind = METHODS[method]
+        if process is not None:
+            options["process"] = process
+        for name in options:
+            if name not in kind.options:
+                raise unknown(f"option of method {method}", name, kind.options)
+        if kind.needs_teacher and teacher is None:
+            raise UserError(f"method {method} needs a teacher")
+        plain = {"pooled": kind.pooled}
+        self.student = Features(student, image, student_layers, **plain)
+        self.teacher = Teacher(teacher, image, teacher_layers, **plain) if teacher and kind.needs_teacher else None
+        self.method = kind(self.student, self.teacher, **options).to(next(student.parameters()).device)
+        self.task = Classification()
+        self.steps = steps
+        self.calls = 0
+
+    def forward(self, x: Tensor, y: Tensor, progress: float | None = None) -> dict[str, Tensor]:
+        if progress is None:
+            progress = self._progress()
+        target = self.teacher(x) if self.teacher is not None and self.method.wants_teacher(progress) else None
+        output = self.student(x)
+        terms = self.method(output, target, progress)
+        task = self.task.loss(output.logits, y)
+        return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
+
+    def _progress(self) -> float:
+        if self.steps is None:
+            process = getattr(self.method, "process", None)
+            if process is not None and len(process) == 1:
+                return 1.0
+            raise UserError("say where the training stands: Distiller(..., steps=N), or distiller(x, y, progress=...)")
+        progress = min(1.0, self.calls / max(1, self.steps - 1))
+        self.calls += self.training
+        return progress
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer should move."""
+        return [p for p in self.parameters() if p.requires_grad]

@@ -1,0 +1,138 @@
+"""Reading the feature maps of any network, with no channel typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distpro.errors import UserError, unknown
+from distpro.transforms import Shape
+
+MOST_STAGES = 4
+
+
+class Output(NamedTuple):
+    """What a network says of a batch: logits `[N, K]` and one map `[N, C, H, W]` a stage, shallow first."""
+
+    logits: Tensor
+    maps: list[Tensor]
+
+
+class Features(nn.Module):
+    """A network that returns an `Output`: its logits and the maps of its stages.
+
+    model: any network with timm's `forward_intermediates` and `forward_head` (every timm model, every model of
+        our zoo), or any `nn.Module` when `layers` names the submodules to read.
+    image: the shape `[C, H, W]` of one picture; one dry forward with it finds every stage and shape.
+    layers: names of submodules, shallow first. Without them, the deepest map of each size, the deepest four
+        sizes; where all maps have one size (ViT), four blocks evenly apart.
+    pooled: adds the pooled feature as a last stage `[N, C, 1, 1]`, as ReviewKD does.
+
+    `shapes` holds `[C, H, W]` of every stage, `stages` their names. The model itself, and so its state-dict
+    keys, stay as they are. A 3-D map `[N, L, C]` of a named layer is read as `[N, C, sqrt(L), sqrt(L)]`.
+    """
+
+    def __init__(
+        self, model: nn.Module, image: Shape, layers: Sequence[str] | None = None, pooled: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.pooled = pooled
+        self.layers = tuple(layers or ())
+        self.indices: list[int] | None = None
+        self._caught: dict[str, Tensor] = {}
+        if self.layers:
+            self._hook(self.layers)
+        elif not hasattr(model, "forward_intermediates"):
+            raise UserError(
+                f"{type(model).__name__} has no forward_intermediates: name the layers to read, for instance "
+                f"{', '.join(name for name, _ in model.named_children())}"
+            )
+        probe = self._dry(image)
+        if not self.layers:
+            self.indices = _stages_of([tuple(m.shape[1:]) for m in probe.maps])
+            probe = self._dry(image)
+        self.shapes: list[Shape] = [(m.shape[1], m.shape[2], m.shape[3]) for m in probe.maps]
+        self.classes = probe.logits.shape[1]
+        self.stages = list(self.layers) or [f"stage{i}" for i in range(1, len(self.shapes) + 1 - pooled)]
+        self.stages += ["pooled"] if pooled else []
+
+    def forward(self, x: Tensor) -> Output:
+        if self.layers:
+            logits = self.model(x)
+            maps = [_as_map(self._caught.pop(name), name) for name in self.layers]
+            if self.pooled:
+                maps.append(maps[-1].mean((2, 3), keepdim=True))
+            return Output(logits, maps)
+        model: Any = self.model
+        final, maps = model.forward_intermediates(x, indices=self.indices)
+        maps = list(maps)
+        if self.pooled:
+            maps.append(model.forward_head(final, pre_logits=True)[:, :, None, None])
+        return Output(model.forward_head(final), maps)
+
+    def _hook(self, layers: Sequence[str]) -> None:
+        names = [name for name, _ in self.model.named_modules() if name]
+        for name in layers:
+            if name not in names:
+                raise unknown(f"layer of {type(self.model).__name__}", name, names)
+            self.model.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: self._caught.__setitem__(name, output)
+            )
+
+    def _dry(self, image: Shape) -> Output:
+        """One forward in eval mode without gradients: no buffer moves, no mode changes."""
+        modes = {module: module.training for module in self.modules()}
+        parameter = next(self.model.parameters(), torch.zeros(()))
+        try:
+            self.eval()
+            with torch.no_grad():
+                return self(parameter.new_zeros((1, *image)))
+        except KeyError as error:
+            raise UserError(f"layer {error} of {type(self.model).__name__} was not run by its forward") from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+class Teacher(Features):
+    """A network that only teaches: always in eval mode, never with gradients, whatever is asked of it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Teacher:
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Output:
+        # A user may hold the model itself and call train() on it: then its BN would drift unseen.
+        if self.model.training:
+            self.model.eval()
+        return super().forward(x)
+
+
+def _stages_of(shapes: list[tuple[int, ...]]) -> list[int]:
+    """Which of a network's maps `[C, H, W]` are its stages: the last of each size, the deepest four sizes."""
+    last = sorted({shape[1:]: i for i, shape in enumerate(shapes)}.values())
+    if len(last) == 1:
+        count = min(MOST_STAGES, len(shapes))
+        return [round((i + 1) * len(shapes) / count) - 1 for i in range(count)]
+    return last[-MOST_STAGES:]
+
+
+def _as_map(output: Tensor, name: str) -> Tensor:
+    if isinstance(output, Tensor) and output.ndim == 4:
+        return output
+    if isinstance(output, Tensor) and output.ndim == 3:
+        side = int(output.shape[1] ** 0.5)
+        if side * side == output.shape[1]:
+            return output.transpose(1, 2).unflatten(2, (side, side))
+    found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise UserError(f"layer {name} gives {found}: expected a map [N, C, H, W] or square tokens [N, L, C]")

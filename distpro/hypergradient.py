@@ -1,0 +1,135 @@
+"""How the validation loss moves with the weight of each pathway (Eq. 4 and 5).
+
+One optimizer step from theta gives theta' = theta - xi * d L_train / d theta + (terms without the weights a), so
+
+    d L_val(theta') / d a_p = - w * h_p,    h_p = < d l_p(theta) / d theta , xi * v >,    v = d L_val(theta') / d theta
+
+where w is the scale of the feature losses and l_p the loss of pathway p. Both functions here give h `[P]`;
+`direction` is xi * v, up to a common factor: xi may differ between parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from distpro.errors import UserError
+from distpro.pathways import Pathways
+
+RADIUS = 0.01  # of the finite difference: epsilon = RADIUS / norm(direction), as in DARTS
+
+
+class Stateless:
+    """A module called at other parameters than its own, that leaves its buffers as they are.
+
+    The passes of the hypergradient must not move the BN statistics, which follow the train pass alone: each call
+    works on a scratch copy of the buffers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.names = [name for name, _ in module.named_parameters()]
+        self.parameters = [parameter for _, parameter in module.named_parameters()]
+        self.scratch = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def __call__(self, parameters: Sequence[Tensor], *inputs: Any) -> Any:
+        for name, buffer in self.module.named_buffers():
+            self.scratch[name].copy_(buffer)
+        state = dict(zip(self.names, parameters, strict=True)) | self.scratch
+        return functional_call(self.module, state, inputs)
+
+
+def step_sizes(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[float]:
+    """xi of each parameter: how far the optimizer's next step goes along its gradient.
+
+    SGD with momentum mu moves by lr times the gradient, with Nesterov by lr * (1 + mu) times; what it adds from
+    the momentum buffer and the weight decay does not depend on the gradient.
+    """
+    if type(optimizer) is not torch.optim.SGD:
+        raise UserError(
+            f"the search differentiates through the step of torch.optim.SGD; got {type(optimizer).__name__}"
+        )
+    sizes = {}
+    for group in optimizer.param_groups:
+        if group["dampening"] or group["maximize"]:
+            raise UserError("the search needs SGD without dampening and maximize")
+        xi = float(group["lr"]) * (1 + group["momentum"] if group["nesterov"] else 1)
+        sizes.update({id(parameter): xi for parameter in group["params"]})
+    return [sizes[id(parameter)] for parameter in parameters]
+
+
+@torch.no_grad()
+def exact(
+    student: Stateless,
+    theta: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    x: Tensor,
+    gradients: Sequence[Tensor],
+    factors: Tensor,
+    student_stage: Sequence[int],
+) -> Tensor:
+    """h `[P]` from one forward-mode pass of the student alone; no transform is run again.
+
+    l_p depends on theta only through the student's map F_j it starts from, so h_p = < d l_p / d F_j , J_j xi v >.
+
+    student: the `Features` of the student; theta, direction: one tensor a parameter.
+    x: the train batch `[N, C, H, W]`.
+    gradients: of the train loss at each pathway's own alias of F_j (`Pathways.sources`): factor_p * d l_p / d F_j.
+    factors: `[P]`, what these carry, w * a_p; where it is 0 nothing can be read and h_p = 0.
+    student_stage: j of each pathway, from 1.
+
+    Forward mode sees a custom op without a forward rule as constant: keep such ops out of the student.
+    """
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
+        duals = [forward_ad.make_dual(p, d) for p, d in zip(theta, direction, strict=True)]
+        maps = student(duals, x).maps
+        tangents = [forward_ad.unpack_dual(m).tangent for m in maps]
+    missing = [j for j in set(student_stage) if tangents[j - 1] is None]
+    if missing:
+        raise UserError(f"no forward derivative reaches the student's stage {missing[0]}: use finite-difference")
+    dots = torch.stack([(g * tangents[j - 1]).sum() for g, j in zip(gradients, student_stage, strict=True)])
+    return torch.where(factors == 0, 0, dots / factors)
+
+
+@torch.no_grad()
+def finite_difference(
+    student: Stateless,
+    pathways: Stateless,
+    theta: Sequence[Tensor],
+    phi: Sequence[Tensor],
+    direction: Sequence[Tensor],
+    x: Tensor,
+    teacher_maps: Sequence[Tensor],
+    radius: float,
+) -> Tensor:
+    """h `[P]` as Eq. 5 has it: the losses at theta +- epsilon * direction, central, epsilon = radius / norm.
+
+    phi, the parameters of the transforms, are held. Zero where the direction is zero.
+    """
+    norm = torch.stack(torch._foreach_norm(list(direction))).norm()
+    epsilon = torch.where(norm > 0, radius / norm, torch.zeros_like(norm))
+
+    def losses(sign: int) -> Tensor:
+        shifted = [p + sign * epsilon * d for p, d in zip(theta, direction, strict=True)]
+        module = pathways.module
+        assert isinstance(module, Pathways)
+        return pathways(phi, module.sources(student(shifted, x).maps), teacher_maps, x.new_ones(len(module)))[1]
+
+    difference = losses(+1) - losses(-1)
+    return torch.where(norm > 0, difference / (2 * epsilon), torch.zeros_like(difference))
+
+
+def through_normalisation(h: Tensor, z: Tensor, normalise: Any, scale: float) -> Tensor:
+    """d L_val / d z `[P]` from h: -w h through the normalisation's Jacobian.
+
+    For the biased softmax: -w * a_p * (h_p - sum_q a_q h_q).
+    """
+    z = z.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(normalise(z), z, -scale * h)[0]

@@ -1,0 +1,140 @@
+"""The one training loop: teacher, search and every method run through it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from distpro.errors import UserError
+from distpro.files import whole_file
+
+CHECK_EVERY = 100  # steps between looks at the loss on the host; each look waits for the device
+
+
+class Step(Protocol):
+    """One training step: losses of a batch on the device, "loss" among them; the parameters are moved."""
+
+    def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Observer:
+    """Hears of a training; this one keeps silent."""
+
+    def start(self, name: str, steps: int, done: int) -> None:
+        """A training of so many steps begins, `done` of them in an earlier run."""
+
+    def advance(self) -> None:
+        """A step was taken."""
+
+    def epoch(self, row: dict[str, float]) -> None:
+        """An epoch ended with this row of history."""
+
+    def stop(self) -> None:
+        """The training ended, or was broken off."""
+
+
+def fit(
+    step: Step,
+    loader: Any,
+    scheduler: LRScheduler,
+    epochs: int,
+    *,
+    name: str = "train",
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> list[dict[str, float]]:
+    """Train for `epochs` passes over `loader` and return one row an epoch: losses, lr, what `evaluate` says.
+
+    loader: iterable of `(x, y)` with a length; where it has `set_epoch`, epoch e is the same in every run.
+    progress, as `step` hears it, goes from 0 at the first step to 1 at the last.
+    checkpoint: written whole after every epoch; with `resume` a training goes on from it, to the same numbers.
+    A loss that is not finite ends the training with a `UserError`; the last checkpoint stays.
+    """
+    observer = observer or Observer()
+    history: list[dict[str, float]] = []
+    if resume and checkpoint is not None and checkpoint.is_file():
+        history = _restore(checkpoint, step, scheduler)
+    length = len(loader)
+    total = epochs * length
+    observer.start(name, total, len(history) * length)
+    try:
+        for epoch in range(len(history), epochs):
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(epoch)
+            started = time.perf_counter()
+            lr = float(scheduler.get_last_lr()[0])
+            means = _epoch(step, loader, scheduler, epoch * length, total, observer, f"{name}, epoch {epoch + 1}")
+            row: dict[str, float] = {"epoch": epoch + 1, "lr": lr, **means, "seconds": time.perf_counter() - started}
+            row |= evaluate() if evaluate else {}
+            history.append(row)
+            if checkpoint is not None:
+                _save(checkpoint, step, scheduler, history)
+            observer.epoch(row)
+    finally:
+        observer.stop()
+    return history
+
+
+def _epoch(
+    step: Step,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    scheduler: LRScheduler,
+    done: int,
+    total: int,
+    observer: Observer,
+    where: str,
+) -> dict[str, float]:
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}  # a loss need not be there at every step
+    for count, (x, y) in enumerate(loader, 1):
+        losses = step(x, y, (done + count - 1) / max(1, total - 1))
+        scheduler.step()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value.detach()  # stays on the device
+            counts[name] = counts.get(name, 0) + 1
+        if count % CHECK_EVERY == 0:
+            _finite(float(sums["loss"]), where)
+        observer.advance()
+    means = {f"train_{name}": float(value) / counts[name] for name, value in sums.items()}
+    _finite(means["train_loss"], where)
+    return means
+
+
+def _finite(loss: float, where: str) -> None:
+    if not math.isfinite(loss):
+        raise UserError(f"the loss is not finite any more ({where}): lower --lr or --kd-weight")
+
+
+def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]]) -> None:
+    state = {
+        "step": step.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "history": history,
+        "rng": torch.get_rng_state(),
+    }
+    with whole_file(path) as part:
+        torch.save(state, part)
+
+
+def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, float]]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        step.load_state_dict(state["step"])
+        scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+        return state["history"]
+    except Exception as error:  # any torn or foreign file: torch has no common error for them
+        raise UserError(f"cannot resume from '{path}': {str(error).splitlines()[0]}") from error

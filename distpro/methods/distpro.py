@@ -1,0 +1,49 @@
+"""DistPro: many pathways, each counted as a process says. Uniform, final and searched weights are all this method."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distpro.features import Features, Output, Teacher
+from distpro.methods.base import Method
+from distpro.pathways import Pathways, all_pathways
+from distpro.process import Process
+
+
+class DistPro(Method):
+    """CE + w * sum_p a_p(t) * l_p (Eq. 2), with w = P * kd_weight and a(t) the process at this moment.
+
+    A pathway whose weight is 0 at a moment costs nothing there: neither its transform nor its loss is run, and
+    where all are dropped the teacher is not run either.
+    """
+
+    options = ("kd_weight", "process", "transforms", "pathways", "distance")
+
+    def __init__(
+        self,
+        student: Features,
+        teacher: Teacher,
+        process: Process | None = None,
+        kd_weight: float = 1.0,
+        transforms: str = "ABC",
+        pathways: str = "all",
+        distance: str = "hcl",
+    ) -> None:
+        super().__init__(student, teacher)
+        paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms, pathways)
+        self.paths = Pathways(paths, student.shapes, teacher.shapes, distance)
+        self.process = Process.uniform(paths) if process is None else process.fit(paths)
+        self.scale = len(paths) * kd_weight
+
+    def wants_teacher(self, progress: float) -> bool:
+        return bool(self.process.at(progress).any())
+
+    def forward(self, student: Output, teacher: Output | None, progress: float) -> dict[str, Tensor]:
+        if teacher is None:
+            return {}
+        weights = self.process.at(progress)  # on the CPU: which pathways are dropped is known without a sync
+        active = weights.nonzero().flatten()
+        counted = weights[active].to(student.logits.device, non_blocking=True)
+        sources = [student.maps[p.student - 1] for p in self.paths.pathways]
+        loss, _ = self.paths(sources, teacher.maps, counted, active.tolist())
+        return {"pathways": self.scale * loss}

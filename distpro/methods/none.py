@@ -1,0 +1,17 @@
+"""No distillation: the student alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distpro.features import Output
+from distpro.methods.base import Method
+
+
+class NoDistillation(Method):
+    """Adds nothing; the teacher never runs."""
+
+    needs_teacher = False
+
+    def forward(self, student: Output, teacher: Output | None, progress: float) -> dict[str, Tensor]:
+        return {}

@@ -1,0 +1,74 @@
+"""ReviewKD: deep student features review the teacher's shallow ones (Chen et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distpro.errors import UserError
+from distpro.features import Features, Output, Teacher
+from distpro.methods.base import Method
+from distpro.ops import pathway_loss
+from distpro.transforms import Resize, Shape
+
+WARM_UP = 20 / 240  # of the training: the authors' 20 of 240 epochs, kept relative so that short runs reach it
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion (ABF) of one student stage with what the deeper stages left over."""
+
+    def __init__(self, student: Shape, teacher: Shape, mid: int, deepest: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(student[0], mid, 1, bias=False), nn.BatchNorm2d(mid))
+        self.upsample = Resize(student[1:])
+        self.attention = None if deepest else nn.Conv2d(2 * mid, 2, 1)
+        self.resize = Resize(teacher[1:])
+        self.expand = nn.Sequential(nn.Conv2d(mid, teacher[0], 3, padding=1, bias=False), nn.BatchNorm2d(teacher[0]))
+        for part in (self.reduce, self.expand):
+            nn.init.kaiming_uniform_(next(part.parameters()), a=1)
+
+    def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`(map like the teacher's, rest for the next shallower stage)`."""
+        x = self.reduce(x)
+        if self.attention is not None and deeper is not None:
+            deeper = self.upsample(deeper)
+            share = self.attention(torch.cat([x, deeper], 1)).sigmoid()
+            x = x * share[:, :1] + deeper * share[:, 1:]
+        x = self.resize(x)
+        return self.expand(x), x
+
+
+class ReviewKD(Method):
+    """CE + kd_weight * warm-up * the sum over stages of HCL(ABF(student), teacher), the pooled feature too.
+
+    kd_weight is 0.6 to 8 by pair in the authors' recipe; stages are compared one to one. Features are pre-ReLU on
+    both sides (the authors' CIFAR student is read after its ReLU).
+    """
+
+    pooled = True
+    options = ("kd_weight",)
+
+    def __init__(self, student: Features, teacher: Teacher, kd_weight: float = 1.0) -> None:
+        super().__init__(student, teacher)
+        if len(student.shapes) != len(teacher.shapes):
+            raise UserError(
+                f"reviewkd compares stage with stage: the teacher has {len(teacher.shapes)}, the student "
+                f"{len(student.shapes)}; name as many with --teacher-layers and --student-layers"
+            )
+        self.kd_weight = kd_weight
+        deepest = len(student.shapes) - 1
+        mid = min(512, student.shapes[-1][0])
+        self.fusions = nn.ModuleList(
+            Fusion(s, t, mid, i == deepest) for i, (s, t) in enumerate(zip(student.shapes, teacher.shapes, strict=True))
+        )
+
+    def forward(self, student: Output, teacher: Output | None, progress: float) -> dict[str, Tensor]:
+        assert teacher is not None
+        reviewed: list[Tensor] = []
+        rest = None
+        for fusion, x in zip(reversed(self.fusions), reversed(student.maps), strict=True):
+            y, rest = fusion(x, rest)
+            reviewed.insert(0, y)
+        ones = student.logits.new_ones(len(reviewed))
+        loss, _ = pathway_loss(reviewed, teacher.maps, ones, "hcl")
+        return {"reviewkd": self.kd_weight * min(1.0, progress / WARM_UP) * loss}

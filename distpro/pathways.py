@@ -1,0 +1,136 @@
+"""Which pathways there are from a student's maps to a teacher's, and what each of them loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from distpro.errors import UserError, unknown
+from distpro.ops import DISTANCES, pathway_loss
+from distpro.transforms import TRANSFORMS, Shape, create_transform
+
+DIRECTIONS = ("all", "review")
+
+
+class Pathway(NamedTuple):
+    """One way of teaching: student stage -> transform -> compared with a teacher stage. Stages count from 1."""
+
+    teacher: int
+    student: int
+    transform: str
+
+    @property
+    def name(self) -> str:
+        """Short and stable, the same for every pair of networks with as many stages: "t1-s2-A"."""
+        return f"t{self.teacher}-s{self.student}-{self.transform}"
+
+    @classmethod
+    def parse(cls, name: str) -> Pathway:
+        """The pathway of a name such as "t1-s2-A"."""
+        teacher, student, transform = name.split("-")
+        return cls(int(teacher[1:]), int(student[1:]), transform)
+
+
+def all_pathways(
+    teacher_stages: int, student_stages: int, transforms: str = "ABC", direction: str = "all"
+) -> tuple[Pathway, ...]:
+    """Every teacher stage with every student stage through every transform: 3 x 3 x 3 = the paper's 27 on CIFAR.
+
+    `direction="review"` keeps student stages at or above the teacher's (ReviewKD's finding): 5 x 5 maps and one
+    transform give the paper's 15 on ImageNet.
+    """
+    if direction not in DIRECTIONS:
+        raise unknown("pathway direction", direction, DIRECTIONS)
+    for kind in transforms:
+        if kind not in TRANSFORMS:
+            raise unknown("transform", kind, TRANSFORMS)
+    return tuple(
+        Pathway(t, s, kind)
+        for t in range(1, teacher_stages + 1)
+        for s in range(1, student_stages + 1)
+        for kind in transforms
+        if direction == "all" or s >= t
+    )
+
+
+class Pathways(nn.Module):
+    """The transform blocks of a list of pathways, and the losses they give.
+
+    `student` and `teacher` are the shapes `[C, H, W]` of the maps of either network. Block p is
+    `self.blocks[pathway.name]`; its parameters train along with the student.
+    """
+
+    def __init__(
+        self,
+        pathways: Sequence[Pathway],
+        student: Sequence[Shape],
+        teacher: Sequence[Shape],
+        distance: str = "hcl",
+    ) -> None:
+        super().__init__()
+        if distance not in DISTANCES:
+            raise unknown("distance", distance, DISTANCES)
+        for p in pathways:
+            if p.teacher > len(teacher) or p.student > len(student):
+                raise UserError(
+                    f"pathway {p.name} does not fit this pair: the teacher has {len(teacher)} stages, "
+                    f"the student {len(student)}"
+                )
+        self.pathways = tuple(pathways)
+        self.distance = distance
+        self.blocks = nn.ModuleDict(
+            {p.name: create_transform(p.transform, student[p.student - 1], teacher[p.teacher - 1]) for p in pathways}
+        )
+
+    def __len__(self) -> int:
+        return len(self.pathways)
+
+    def sources(self, student_maps: Sequence[Tensor]) -> list[Tensor]:
+        """For each pathway an alias of its own of the student's map.
+
+        The gradient at an alias is that pathway's alone, before autograd adds the pathways of a map up: the left
+        factor of the exact hypergradient (see `distpro.hypergradient`).
+        """
+        return [student_maps[p.student - 1].view_as(student_maps[p.student - 1]) for p in self.pathways]
+
+    def forward(
+        self,
+        sources: Sequence[Tensor],
+        teacher_maps: Sequence[Tensor],
+        weights: Tensor,
+        active: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`(loss, per_pathway)` from the sources (one a pathway) and the teacher's maps (one a stage).
+
+        `active` lists the indices of the pathways that count (all by default); `weights` and `per_pathway` are
+        those of the active ones, in this order. No block of another pathway is called.
+        """
+        indices = range(len(self.pathways)) if active is None else active
+        chosen = [(self.pathways[i], sources[i]) for i in indices]
+        students = [self.blocks[p.name](source) for p, source in chosen]
+        teachers = [teacher_maps[p.teacher - 1] for p, _ in chosen]
+        return pathway_loss(students, teachers, weights, self.distance)
+
+
+def same_pathways(found: Sequence[Pathway], wanted: Sequence[Pathway], what: str) -> list[int]:
+    """Where each wanted pathway stands in `found`; a `UserError` naming the difference where the sets differ."""
+    missing = [p.name for p in wanted if p not in found]
+    surplus = [p.name for p in found if p not in wanted]
+    if missing or surplus:
+        parts = [f"lacks {', '.join(missing[:4])}" + ("…" if len(missing) > 4 else "")] if missing else []
+        parts += [f"has {', '.join(surplus[:4])}" + ("…" if len(surplus) > 4 else "") + " besides"] if surplus else []
+        raise UserError(
+            f"{what} is for {len(found)} pathways ({_span(found)}), this pair has {len(wanted)} ({_span(wanted)}): "
+            f"it {' and '.join(parts)}; search a process for this pair, or choose --transforms and stages that match"
+        )
+    return [list(found).index(p) for p in wanted]
+
+
+def _span(pathways: Sequence[Pathway]) -> str:
+    if not pathways:
+        return "none"
+    teachers, students = max(p.teacher for p in pathways), max(p.student for p in pathways)
+    kinds = "".join(sorted({p.transform for p in pathways}))
+    return f"teacher stages 1-{teachers}, student stages 1-{students}, transforms {kinds}"

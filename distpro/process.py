@@ -1,0 +1,164 @@
+"""The process: how much each pathway counts at each moment of a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distpro.errors import UserError, nearest, unknown
+from distpro.files import whole_file
+from distpro.pathways import Pathway, same_pathways
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMAT, VERSION = "distpro.process", 1
+TAU = 0.5  # the paper's clip, section 3.4
+
+# Table 7, from z ("alpha tilde", `[..., P]`) to the weights a; g = 1 is the bias of Eq. 2.
+NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "biased-softmax": lambda z: torch.cat([z, torch.ones_like(z[..., :1])], -1).softmax(-1)[..., :-1],
+    "softmax": lambda z: z.softmax(-1),
+    "biased-l1": lambda z: z / (z.abs().sum(-1, keepdim=True) + 1),
+    "l1": lambda z: z / z.abs().sum(-1, keepdim=True),
+    "sigmoid": lambda z: z.sigmoid(),
+}
+
+
+class Process:
+    """The raw weights `z` of P pathways at T moments, spread evenly over a training, and how to read them.
+
+    z: `[T, P]` float32 on the CPU; T = 1 is a constant process.
+    pathways: the P pathways, or their names.
+    normalisation: one of `NORMALISATIONS`; Eq. 2 is "biased-softmax".
+    tau: a pathway with z <= tau at a moment is dropped there: weight 0, nothing computed; it stays in the
+        normalisation's denominator. None drops nothing.
+    facts: anything worth keeping with it (pair, data, date, ...), JSON.
+    """
+
+    def __init__(
+        self,
+        z: Tensor,
+        pathways: Sequence[Pathway | str],
+        normalisation: str = "biased-softmax",
+        tau: float | None = TAU,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.z = z.detach().to("cpu", torch.float32).reshape(-1, z.shape[-1]).clone()
+        self.pathways = tuple(Pathway.parse(p) if isinstance(p, str) else p for p in pathways)
+        if normalisation not in NORMALISATIONS:
+            raise unknown("normalisation", normalisation, NORMALISATIONS)
+        if self.z.shape[0] == 0 or self.z.shape[1] != len(self.pathways):
+            raise UserError(
+                f"a process of {len(self.pathways)} pathways needs z of shape [T, {len(self.pathways)}], T >= 1; "
+                f"got {list(z.shape)}"
+            )
+        if not torch.isfinite(self.z).all():
+            raise UserError("the process holds values that are not finite")
+        self.normalisation = normalisation
+        self.tau = tau
+        self.facts = dict(facts or {})
+
+    # -- making one ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def constant(cls, weights: Tensor, pathways: Sequence[Pathway | str], **options: Any) -> Process:
+        """The raw values `[P]` at every moment."""
+        return cls(weights.reshape(1, -1), pathways, **options)
+
+    @classmethod
+    def uniform(cls, pathways: Sequence[Pathway | str]) -> Process:
+        """1 / P for every pathway at every moment: the paper's "equally weighted"."""
+        return cls.constant(torch.ones(len(pathways)), pathways, normalisation="softmax")
+
+    def final(self) -> Process:
+        """The last values at every moment: the paper's "use alpha_T"."""
+        return self._with(self.z[-1:])
+
+    def _with(self, z: Tensor) -> Process:
+        return Process(z, self.pathways, self.normalisation, self.tau, self.facts)
+
+    # -- reading it ---------------------------------------------------------------------------------------------
+
+    def raw(self, fraction: float) -> Tensor:
+        """z `[P]` at a moment of the training, 0 its first and 1 its last step: linear between the T moments."""
+        position = min(max(float(fraction), 0.0), 1.0) * (len(self.z) - 1)
+        below = min(int(position), len(self.z) - 1)
+        above = min(below + 1, len(self.z) - 1)
+        return torch.lerp(self.z[below], self.z[above], position - below)
+
+    def at(self, fraction: float) -> Tensor:
+        """The weights a `[P]` at a moment: interpolated, then normalised, then clipped (a dropped one is 0)."""
+        z = self.raw(fraction)
+        weights = NORMALISATIONS[self.normalisation](z)
+        return weights if self.tau is None else weights.where(z > self.tau, torch.zeros(()))
+
+    def dropped(self, moments: int = 100) -> float:
+        """The share of pathways that are dropped, over the whole training."""
+        weights = torch.stack([self.at(k / max(1, moments - 1)) for k in range(moments)])
+        return (weights == 0).float().mean().item()
+
+    def fit(self, pathways: Sequence[Pathway]) -> Process:
+        """The same process with its columns in the order of `pathways`; a `UserError` where they are others."""
+        order = same_pathways(self.pathways, pathways, "the process")
+        return Process(self.z[:, order], pathways, self.normalisation, self.tau, self.facts)
+
+    def plot(self) -> Figure:
+        """Fig. 6: the weights over time, one panel a teacher stage."""
+        from distpro.report import plot_process
+
+        return plot_process(self)
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __repr__(self) -> str:
+        return (
+            f"Process({len(self.pathways)} pathways, {len(self)} moments, {self.normalisation}, tau={self.tau}, "
+            f"{self.dropped():.0%} dropped)"
+        )
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write `process.safetensors`: z, and a versioned JSON header that names every pathway."""
+        header = {
+            "pathways": [p.name for p in self.pathways],
+            "normalisation": self.normalisation,
+            "tau": self.tau,
+            "facts": self.facts,
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), "process": json.dumps(header)}
+        with whole_file(path) as part:
+            save_file({"z": self.z}, part, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Process:
+        """Read what `save` wrote; a `UserError` says what is wrong with any other file."""
+        path = Path(path)
+        if not path.is_file():
+            others = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+            close = nearest(path.name, others)
+            hint = f"; did you mean '{path.parent / close[0]}'?" if close else ""
+            raise UserError(f"no process file '{path}': expected uniform, search or a .safetensors file{hint}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise UserError(f"'{path}' is no process: its header lacks format = {FORMAT}")
+                if int(metadata["version"]) > VERSION:
+                    raise UserError(
+                        f"'{path}' is of version {metadata['version']}, this distpro reads up to {VERSION}: update it"
+                    )
+                header = json.loads(metadata["process"])
+                z = file.get_tensor("z")
+            return cls(z, header["pathways"], header["normalisation"], header["tau"], header["facts"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"'{path}' cannot be read as a process: {error}") from error

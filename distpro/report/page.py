@@ -1,0 +1,196 @@
+"""One run's result as a single static HTML file: no network, no script, pictures inline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape as plain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from distpro.files import whole_file
+from distpro.report.figures import plot_curves, plot_process, sample
+from distpro.report.results import (
+    Entry,
+    Row,
+    by_method,
+    decimal,
+    duration,
+    fact,
+    find,
+    headline,
+    remarks,
+    seeds,
+    signed,
+)
+from distpro.report.style import CSS
+from distpro.report.svg import inline
+
+if TYPE_CHECKING:
+    from distpro.process import Process
+
+NAMES = {"top1": "top-1", "top5": "top-5", "params": "parameters", "seconds": "time"}
+MOST = 5  # pathways listed at each moment
+
+
+def write_report(path: str | Path, result: Mapping[str, Any]) -> None:
+    """Write `result` to `path` as one HTML page; a failure leaves an older page as it was.
+
+    Keys, each of which may be missing or None and is then left out: title, command, args, environment,
+    dataset, teacher, student, rows (one for each method and seed), process, search, notes. The headline is about
+    the row whose method is "distpro", else the last one, against the methods "none" and "uniform".
+    """
+    text = page(result)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The HTML of `result`, see `write_report`."""
+    title = escape(str(result.get("title") or "Distillation report"))
+    student, teacher = result.get("student") or {}, result.get("teacher") or {}
+    rows = result.get("rows") or []
+    entries = by_method(rows)
+    parts = ["<header>", f"<p class='title'>{title}</p>"]
+    if entries:
+        parts.append(f"<h1>{escape(headline(str(student.get('name') or 'The student'), entries))}</h1>")
+        parts.append(f"<p class='lead'>{escape(' '.join(remarks(entries, teacher)))}</p>")
+    if result.get("command"):
+        parts.append(f"<pre>{escape(str(result['command']))}</pre>")
+    parts.append("</header>")
+    if entries:
+        parts += ["<h2>Results</h2>", _results(entries)]
+    if result.get("process") is not None:
+        parts += ["<h2>The process</h2>", _process(result["process"])]
+    if any(entry.curve("test_top1")[0] for entry in entries):
+        parts += ["<h2>Accuracy</h2>", _curves(rows, entries)]
+    groups = {
+        "Teacher": teacher,
+        "Student": student,
+        "Data": result.get("dataset"),
+        "Search": result.get("search"),
+    }
+    known = [f"<section><h3>{name}</h3>{_facts(facts)}</section>" for name, facts in groups.items() if facts]
+    if known:
+        parts += ["<h2>Networks, data and search</h2>", f"<div class='side'>{''.join(known)}</div>"]
+    if result.get("notes"):
+        parts.append("<h2>Notes</h2>")
+        parts += [f"<p>{escape(str(note))}</p>" for note in result["notes"]]
+    for name, key in (("All arguments", "args"), ("Environment", "environment")):
+        if result.get(key):
+            parts.append(f"<details><summary>{name}</summary>{_facts(result[key])}</details>")
+    return (
+        "<!DOCTYPE html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        f"<title>{title}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def escape(text: str) -> str:
+    """`text` for HTML; a percent sign stays on the line of its number."""
+    return plain(text).replace(" %", "&nbsp;%")
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]], kind: str = "", main: int | None = None) -> str:
+    """A table of cells that are HTML already; row `main` stands out."""
+    lines = ["".join(f"<th scope='col'>{cell}</th>" for cell in head)]
+    lines += ["".join(f"<td>{cell}</td>" for cell in line) for line in body]
+    rows = [f"<tr{' class=main' if i - 1 == main else ''}>{line}</tr>" for i, line in enumerate(lines)]
+    return f"<div class='scroll'><table class='{kind}'>{''.join(rows)}</table></div>"
+
+
+def _results(entries: Sequence[Entry]) -> str:
+    alone, main = find(entries, "none"), find(entries, "distpro")
+    several = any(len(entry.rows) > 1 for entry in entries)
+    top5 = any(entry.values("top5") for entry in entries)
+
+    def lead(entry: Entry) -> str:
+        return "" if alone is None or entry is alone else signed(entry.mean("top1") - alone.mean("top1"))
+
+    columns: list[tuple[str, Callable[[Entry], str], bool]] = [  # the last one says whether the column is shown
+        ("method", lambda entry: escape(entry.label), True),
+        ("top-1, %", lambda entry: entry.show("top1"), True),
+        ("against training alone", lead, alone is not None and len(entries) > 1),
+        ("top-5, %", lambda entry: entry.show("top5"), top5),
+        ("training", lambda entry: duration(entry.mean("seconds")), True),
+        ("search", _search_time, any(map(_search_time, entries))),
+        ("seeds", lambda entry: str(len(entry.rows)), several),
+    ]
+    shown = [(name, cell) for name, cell, wanted in columns if wanted]
+    body = [[cell(entry) for _, cell in shown] for entry in entries]
+    table = _table([name for name, _ in shown], body, "results", entries.index(main) if main else None)
+    spread = "; mean ± standard deviation of the seeds" if several else ""
+    return f"{table}<p class='note'>Test accuracy after the last epoch, {seeds(entries)}{spread}.</p>"
+
+
+def _search_time(entry: Entry) -> str:
+    seconds = entry.mean("search_seconds")
+    return duration(seconds) if seconds > 0 else ""
+
+
+def _process(process: Process) -> str:
+    steps = len(process.z)
+    tau = "nothing is dropped" if process.tau is None else f"dropped where z ≤ {process.tau:g}"
+    caption = (
+        "The weight of each pathway over the training; one panel for each teacher stage. "
+        f"Pathways: {len(process.pathways)}; normalisation: {process.normalisation}; {tau}; "
+        f"{f'searched in {steps:,} steps' if steps > 1 else 'constant'}. "
+        "Point at a line for its name: t1-s2-A is teacher stage 1 to student stage 2 through transform A."
+    )
+    times, weights = sample(process)
+    moments = {"Start": 0, "Middle": len(times) // 2, "End": -1} if steps > 1 else {"At all times": 0}
+    tables = "".join(_moment(process, weights[i], name) for name, i in moments.items())
+    figures = _pictures("process", plot_process(process), plot_process(process, narrow=True), caption)
+    return f"{figures}<div class='side moments'>{tables}</div>{_dropped(times, weights)}"
+
+
+def _moment(process: Process, weights: np.ndarray, name: str) -> str:
+    """The pathways that count most at one time, with their weights `[P]`."""
+    names = [pathway.name for pathway in process.pathways]
+    kept = [p for p in np.argsort(-weights, kind="stable") if weights[p] != 0 and np.isfinite(weights[p])]
+    if not kept:
+        told = "<p class='note'>No pathway counts.</p>"
+    elif len(kept) > 1 and np.ptp(weights[kept]) < 1e-6 * abs(weights[kept[0]]):
+        told = f"<p class='note'>{len(kept)} pathways, all alike: {decimal(weights[kept[0]], 4)} each.</p>"
+    else:
+        bars = np.maximum(weights, 0) / abs(weights[kept]).max()
+        body = [[escape(names[p]), decimal(weights[p], 4), f"<i style='width:{bars[p]:.0%}'></i>"] for p in kept[:MOST]]
+        told = _table(["pathway", "weight", ""], body)
+    return f"<section><h3>{name}</h3>{told}</section>"
+
+
+def _dropped(times: np.ndarray, weights: np.ndarray) -> str:
+    """The share of pathways without weight, over time."""
+    share = 100 * (weights == 0).mean(axis=1)
+    if not share.any():
+        return "<p>No pathway is dropped at any time.</p>"
+    if len(share) == 2:
+        return f"<p>{share[0]:.0f} % of the pathways are dropped, and cost nothing.</p>"
+    quarters = np.linspace(0, len(times) - 1, 5).round().astype(int)
+    head = ["share of the training", *(escape(f"{100 * times[i]:.0f} %") for i in quarters), "on average"]
+    body = ["pathways dropped", *(escape(f"{value:.0f} %") for value in (*share[quarters], share.mean()))]
+    return f"<h3 class='apart'>Dropped pathways: they cost nothing</h3>{_table(head, [body])}"
+
+
+def _curves(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
+    mean = " (the mean of a method's seeds)" if any(len(entry.rows) > 1 for entry in entries) else ""
+    caption = f"Accuracy on the test set after each epoch, {seeds(entries)}{mean}."
+    return _pictures("curves", plot_curves(rows), plot_curves(rows, narrow=True), caption)
+
+
+def _pictures(name: str, wide: Figure, narrow: Figure, caption: str) -> str:
+    """One picture in two layouts, of which the page shows the one that fits the screen."""
+    both = "".join(
+        inline(figure, f"{name}-{kind}").replace("<svg", f'<svg class="{kind}"', 1)
+        for kind, figure in (("wide", wide), ("narrow", narrow))
+    )
+    return f"<figure>{both}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    lines = [(escape(NAMES.get(name, str(name))), escape(fact(name, value))) for name, value in facts.items()]
+    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in lines)}</dl>"

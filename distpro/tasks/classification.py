@@ -1,0 +1,46 @@
+"""Image classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Metrics(NamedTuple):
+    """Percent right at the first guess and within five, and the mean cross-entropy."""
+
+    top1: float
+    top5: float
+    loss: float
+
+
+class Classification:
+    """Cross-entropy, and accuracy in percent."""
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of logits `[N, K]` and classes `[N]`."""
+        return F.cross_entropy(logits, target)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
+        """The model in eval mode over the whole loader; its mode is put back. Logits may come as an `Output`."""
+        mode = model.training
+        model.eval()
+        sums, count = None, 0
+        for x, y in loader:
+            out = model(x)
+            logits = out if isinstance(out, Tensor) else out.logits
+            hits = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]
+            loss = F.cross_entropy(logits, y, reduction="sum").double()
+            part = torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss])
+            sums = part if sums is None else sums + part
+            count += len(y)
+        model.train(mode)
+        if sums is None:
+            raise ValueError("nothing to evaluate: the loader is empty")
+        top1, top5, total = (sums / count).tolist()
+        return Metrics(100 * top1, 100 * top5, total)

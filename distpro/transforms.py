@@ -1,0 +1,90 @@
+"""Transform blocks: from a student's map to the shape of a teacher's (paper, Fig. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]  # [C, H, W] of one picture's map
+
+
+class Resize(nn.Module):
+    """Nearest interpolation of `[N, C, h, w]` to a fixed `[N, C, H, W]`; nothing where the size is right."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if tuple(x.shape[2:]) == self.size else F.interpolate(x, self.size, mode="nearest")
+
+
+class Attention(nn.Module):
+    """`x * conv1x1(x)` with a one-channel map and no squashing (paper, Fig. 4b)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.conv(x)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of `[N, C, H, W]`, as token models normalise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+
+
+def _block_a(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
+    return [*_conv(s[0], t[0], 1), Resize(t[1:])]
+
+
+def _block_b(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
+    return [*_conv(s[0], mid, 1), Attention(mid), Resize(t[1:]), *_conv(mid, t[0], 3)]
+
+
+def _block_c(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
+    return [*_conv(s[0], mid, 1), Attention(mid), Resize(t[1:]), *_conv(mid, mid, 3), *_conv(mid, t[0], 3)]
+
+
+def _block_d(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
+    return [
+        *(*_conv(s[0], mid, 3), nn.ReLU(), Attention(mid)),
+        *(*_conv(mid, mid, 3), nn.ReLU(), Resize(t[1:])),
+        *_conv(mid, t[0], 3),
+    ]
+
+
+def _block_t(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
+    return [nn.Conv2d(s[0], t[0], 1), ChannelNorm(t[0]), Resize(t[1:])]
+
+
+# A: linear. B: one, C: two 3x3 convolutions after the attention. D: the block of the authors' release.
+# T: linear + LayerNorm, for token models.
+TRANSFORMS: dict[str, Callable[[Shape, Shape, int], list[nn.Module]]] = {
+    "A": _block_a,
+    "B": _block_b,
+    "C": _block_c,
+    "D": _block_d,
+    "T": _block_t,
+}
+
+
+def create_transform(kind: str, student: Shape, teacher: Shape) -> nn.Sequential:
+    """The block `kind` from a student map `[C_s, H_s, W_s]` to a teacher's `[C_t, H_t, W_t]`.
+
+    The width between is min(512, C_t, C_s); convolutions start He-normal over their fan-out.
+    """
+    block = nn.Sequential(*TRANSFORMS[kind](student, teacher, min(512, teacher[0], student[0])))
+    for module in block.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return block

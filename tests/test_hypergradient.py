@@ -1,0 +1,225 @@
+"""The hypergradient against double backward through the real optimizer step, and the traps around it."""
+
+import copy
+
+import pytest
+import torch
+from oracle import hypergradient as oracle
+
+from distpro.errors import UserError
+from distpro.features import Features, Teacher
+from distpro.hypergradient import RADIUS, Stateless, step_sizes
+from distpro.models import create_model
+from distpro.pathways import Pathways, all_pathways
+from distpro.process import NORMALISATIONS
+from distpro.search import SearchStep
+
+
+class Strided(torch.nn.Sequential):
+    """A user's own network, half the size of the zoo's at every stage and of other widths; read by layer names."""
+
+    def __init__(self, classes, channels):
+        widths = (channels, 6, 10, 12)
+        stages = [
+            torch.nn.Sequential(
+                torch.nn.Conv2d(i, o, 3, 2, 1, bias=False),
+                torch.nn.BatchNorm2d(o),
+                torch.nn.SiLU(),
+                torch.nn.Conv2d(o, o, 3, 1, 1, bias=False),
+                torch.nn.BatchNorm2d(o),
+            )
+            for i, o in zip(widths, widths[1:], strict=False)
+        ]
+        super().__init__(*stages, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(12, classes))
+
+
+# teacher, student, image: one family; unlike families; unlike stage sizes (12, 6, 3 against 6, 3, 2) and own layers
+PAIRS = [
+    ("wrn_10_1", "wrn_10_1", (1, 8, 8)),
+    ("resnet8", "wrn_10_1", (3, 8, 8)),
+    ("resnet8", Strided, (3, 12, 12)),
+]
+IDS = ["wrn-wrn", "resnet-wrn", "resnet-strided"]
+
+
+def network(name, image):
+    return name(10, image[0]) if name is Strided else create_model(name, 10, image[0])
+
+
+SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+
+
+def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, **options):
+    """A pair some steps into its search, so that momentum, BN statistics and z are no longer their first values."""
+    torch.manual_seed(0)
+    teacher_name, student_name, image = pair
+    layers = ["0", "1", "2"] if student_name is Strided else None
+    teacher = Teacher(network(teacher_name, image).to(dtype), image)
+    student = Features(network(student_name, image).to(dtype), image, layers).train()
+    paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms)
+    pathways = Pathways(paths, student.shapes, teacher.shapes).to(dtype)
+    optimizer = torch.optim.SGD([*student.parameters(), *pathways.parameters()], **sgd)
+    batches = [(torch.randn(16, *image, dtype=dtype), torch.randint(10, (16,))) for _ in range(6)]
+    options = {"literal_xi": True, "kd_weight": 0.3, "steps": 9, **options}
+    step = SearchStep(student, teacher, pathways, optimizer, batches[3:], **options)
+    for k in range(warm):
+        step(*batches[k], 0.0)
+    step.z += 0.3 * torch.randn_like(step.z)
+    return step, batches[2], step.validation[step.validated % 3]
+
+
+def true_gradient(step, batch, val_batch):
+    arguments = (step.student, step.teacher, step.pathways, step.optimizer, step.z, step.normalise, step.scale)
+    return oracle(*arguments, batch, val_batch)
+
+
+def relative(got, want):
+    return ((got - want).norm() / want.norm()).item()
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=IDS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
+def test_exact_is_the_double_backward(pair, dtype, bound):
+    step, batch, val_batch = setting(pair, dtype)
+    if dtype == torch.float32:  # the truth of the same float32 state, in float64
+        twin, _, _ = setting(pair, warm=0)
+        twin.load_state_dict(copy.deepcopy(step.state_dict()))
+        twin.teacher.load_state_dict(step.teacher.state_dict())
+        want = true_gradient(twin, *[(x.double(), y) for x, y in (batch, val_batch)])
+    else:
+        want = true_gradient(step, batch, val_batch)
+    step(*batch, 0.0)
+    error = relative(step.z.grad.double(), want)
+    print(f"exact, {dtype}: relative error {error:.1e}")
+    assert error < bound
+
+
+@pytest.mark.parametrize(
+    "sgd",
+    [
+        {"lr": 0.1},
+        {"lr": 0.1, "weight_decay": 0.01},
+        {"lr": 0.02, "momentum": 0.8},
+        {"lr": 0.02, "momentum": 0.8, "nesterov": True},
+    ],
+    ids=["plain", "decay", "momentum", "nesterov"],
+)
+@pytest.mark.parametrize("warm", [0, 2], ids=["first-step", "later"])
+def test_every_form_of_sgd(sgd, warm):
+    step, batch, val_batch = setting(PAIRS[0], sgd=sgd, warm=warm)
+    want = true_gradient(step, batch, val_batch)
+    step(*batch, 0.0)
+    assert relative(step.z.grad, want) < 1e-8
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_every_normalisation(normalisation):
+    step, batch, val_batch = setting(PAIRS[0], normalisation=normalisation)
+    want = true_gradient(step, batch, val_batch)
+    step(*batch, 0.0)
+    assert relative(step.z.grad, want) < 1e-8
+
+
+def test_biased_softmax_formula():
+    """DESIGN: dL/dz_p = -xi w a_p (h_p - sum_q a_q h_q), with g = 1."""
+    from distpro.hypergradient import through_normalisation
+
+    h, z = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    a = z.exp() / (z.exp().sum() + torch.tensor(1.0, dtype=torch.float64).exp())
+    want = -3.0 * a * (h - (a * h).sum())
+    torch.testing.assert_close(through_normalisation(h, z, NORMALISATIONS["biased-softmax"], 3.0), want)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=IDS)
+def test_finite_difference_converges(pair):
+    errors = {}
+    for radius in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
+        step, batch, val_batch = setting(pair, warm=0, hypergradient="finite-difference", radius=radius)
+        want = true_gradient(step, batch, val_batch)
+        step(*batch, 0.0)
+        errors[radius] = relative(step.z.grad, want)
+    print(f"finite difference in fp64 by radius: {', '.join(f'{r:g}: {e:.1e}' for r, e in errors.items())}")
+    assert errors[1e-5] < 1e-3
+    assert errors[1e-5] < 0.1 * errors[1e-1]
+    assert errors[RADIUS] < 0.1  # the default's, printed above
+
+
+def test_alpha_first_takes_the_same_gradient_and_a_newer_weight():
+    plain, batch, val_batch = setting(PAIRS[0])
+    first, _, _ = setting(PAIRS[0], warm=0, alpha_first=True)
+    first.load_state_dict(copy.deepcopy(plain.state_dict()))
+    want = true_gradient(plain, batch, val_batch)
+    before = plain.z.clone()
+    plain(*batch, 0.0)
+    first(*batch, 0.0)
+    assert relative(first.z.grad, want) < 1e-8
+    torch.testing.assert_close(plain.z_record[2], before.float())
+    torch.testing.assert_close(first.z_record[2], first.z.float())
+    # and theta is the one that the new weights give: one plain step of a third setting that starts with them
+    third, _, _ = setting(PAIRS[0])
+    third.z.copy_(first.z)
+    third._train_step(*batch)
+    for got, expected in zip(first.theta, third.theta, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    for got, expected in zip(first.student.buffers(), third.student.buffers(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_alpha_first_on_the_very_first_step():
+    first, batch, _ = setting(PAIRS[0], warm=0, alpha_first=True)
+    third, _, _ = setting(PAIRS[0], warm=0)
+    first(*batch, 0.0)
+    third.z.copy_(first.z)
+    third._train_step(*batch)
+    for got, expected in zip(first.theta, third.theta, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("hypergradient", ["exact", "finite-difference"])
+def test_traps(hypergradient):
+    """theta' is adopted; BN follows the train pass alone; the teacher stands still; nothing is left behind."""
+    step, batch, _ = setting(PAIRS[0], hypergradient=hypergradient)
+    plain, _, _ = setting(PAIRS[0], hypergradient=hypergradient)
+    step.teacher.model.train()  # as a user's own loop might
+    teacher = {k: v.clone() for k, v in step.teacher.state_dict().items()}
+    step(*batch, 0.0)
+    plain._train_step(*batch)
+    assert not any(module.training for module in step.teacher.modules())
+    for name, value in step.teacher.state_dict().items():
+        assert torch.equal(value, teacher[name]), name
+    for side in ("student", "pathways"):
+        for (name, got), want in zip(
+            getattr(step, side).state_dict().items(), getattr(plain, side).state_dict().values(), strict=True
+        ):
+            assert torch.equal(got, want), f"{side} {name} was moved by another pass than the train pass"
+    assert all(p.grad is None for p in (*step.theta, *step.phi))
+    moved = [b for n, b in step.student.named_buffers() if n.endswith("num_batches_tracked")]
+    assert {int(b) for b in moved} == {3}  # two warm steps and this one
+
+
+def test_dropout_is_the_same_in_the_tangent_pass():
+    """With dropout in the student, exact still is the derivative of the very pass that was trained."""
+    torch.manual_seed(0)
+    step, batch, val_batch = setting(PAIRS[0])
+    first = next(m for m in step.student.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    first.register_forward_hook(lambda module, inputs, output: torch.nn.functional.dropout(output, 0.3, True))
+    state = torch.get_rng_state()
+    want = true_gradient(step, batch, val_batch)
+    torch.set_rng_state(state)
+    step(*batch, 0.0)
+    assert relative(step.z.grad, want) < 1e-8
+
+
+def test_step_sizes():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    assert step_sizes(torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True), [weight]) == pytest.approx([0.19])
+    assert step_sizes(torch.optim.SGD([weight], lr=0.1, momentum=0.9), [weight]) == [0.1]
+    with pytest.raises(UserError, match="got AdamW"):
+        step_sizes(torch.optim.AdamW([weight]), [weight])
+
+
+def test_stateless_leaves_buffers():
+    norm = torch.nn.BatchNorm1d(3)
+    before = copy.deepcopy(norm.state_dict())
+    Stateless(norm)(list(norm.parameters()), torch.randn(8, 3))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), norm.state_dict().values(), strict=True))
