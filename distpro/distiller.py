@@ -86,4 +86,4 @@ class Distiller(nn.Module):
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimizer should move."""
-        return [p for p in self.parameters() if p.requires_grad]
+        return [p for part in (self.student, self.method) for p in part.parameters() if p.requires_grad]

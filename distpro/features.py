@@ -53,7 +53,8 @@ class Features(nn.Module):
             )
         probe = self._dry(image)
         if not self.layers:
-            self.indices = _stages_of([tuple(m.shape[1:]) for m in probe.maps])
+            found = probe.maps[:-1] if pooled else probe.maps
+            self.indices = _stages_of([tuple(m.shape[1:]) for m in found])
             probe = self._dry(image)
         self.shapes: list[Shape] = [(m.shape[1], m.shape[2], m.shape[3]) for m in probe.maps]
         self.classes = probe.logits.shape[1]
@@ -103,7 +104,6 @@ class Teacher(Features):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:

@@ -261,7 +261,7 @@ def search(
         normalisation=normalisation,
         **options,
     )
-    fit(
+    history = fit(
         step,
         train,
         recipe.scheduler(optimizer, len(train)),
@@ -271,4 +271,5 @@ def search(
         resume=resume,
         observer=observer,
     )
+    facts = {**(facts or {}), "steps": step.taken, "seconds": round(sum(row["seconds"] for row in history), 2)}
     return Process(step.z_record, paths, normalisation, tau, facts)

@@ -1,0 +1,249 @@
+"""One typed dataclass is the truth of a job: its flags, the keys of --config files, and the object in Python."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+
+from distpro.errors import UserError, unknown
+from distpro.process import TAU
+from distpro.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    """Distil a student from a teacher. Without a flag: digits, every method, in a few minutes on a CPU.
+
+    What is left out takes the value that suits the data set and the pair; `args.yaml` in the output folder says
+    which.
+    """
+
+    # --- the pair
+    teacher: str | None = None
+    """Network: of the CIFAR zoo (wrn_40_2), of timm (resnet50, timm:vgg13), or your own (package.module:function)."""
+    teacher_checkpoint: Path | None = None
+    """Trained weights (.pth, .pt, .safetensors); without them the teacher is trained first."""
+    teacher_pretrained: bool = False
+    """Take timm's published weights."""
+    teacher_layers: tuple[str, ...] = ()
+    """Submodules whose outputs are the teacher's stages; found by themselves for the zoo and timm."""
+    teacher_epochs: int | None = None
+    """Epochs of the teacher, where it is trained here."""
+    student: str | None = None
+    """Network, named like the teacher."""
+    student_layers: tuple[str, ...] = ()
+    """Submodules whose outputs are the student's stages."""
+
+    # --- the data
+    dataset: str = "digits"
+    """digits, cifar10, cifar100 or folder (an ImageFolder)."""
+    data: Path | None = None
+    """Folder of the data set."""
+    image_size: int | None = None
+    """Side of the pictures in pixels; the data set's own by default."""
+    workers: int | None = None
+    """Processes that decode pictures."""
+
+    # --- the method
+    method: Literal["all", "none", "kd", "reviewkd", "distpro"] = "all"
+    """What the student learns from; all: each in turn, and distpro with uniform weights as well."""
+    process: str = "search"
+    """For distpro: search, uniform, FILE (a saved process) or final:FILE (its last weights throughout)."""
+    kd_weight: float | None = None
+    """Scale of the feature losses of reviewkd and distpro."""
+    distill_loss_weight: float = 0.9
+    """Weight of kd's divergence; the cross-entropy has 0.1."""
+    temperature: float = 4.0
+    """Of kd."""
+    transforms: str = "ABC"
+    """Transform blocks of the pathways: letters of A, B, C, D, T."""
+    pathways: Literal["all", "review"] = "all"
+    """Every pair of stages, or those with the student's stage at or above the teacher's."""
+    distance: Literal["hcl", "l2", "l1"] = "hcl"
+    """Between two maps."""
+
+    # --- the training
+    epochs: int | None = None
+    """Of the student."""
+    batch_size: int | None = None
+    lr: float | None = None
+    """Learning rate."""
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    nesterov: bool = True
+    sched: Literal["cosine", "step"] | None = None
+    """cosine to 0, or a tenth after 5/8, 6/8 and 7/8 of the epochs (after 1/4, 2/4, 3/4 in the search)."""
+
+    # --- the search
+    search_epochs: int | None = None
+    """Epochs of the search."""
+    val_fraction: float = 0.2
+    """Share of the training pictures that judge the process; the search does not train on them."""
+    hypergradient: Literal["exact", "finite-difference"] = "exact"
+    """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
+    normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid"] = "biased-softmax"
+    """Of the raw weights (Table 7)."""
+    tau: float = TAU
+    """A pathway whose raw weight is at most this is dropped while distilling."""
+    alpha_lr: float = 0.05
+    """Learning rate of the raw weights (Adam)."""
+    alpha_first: bool = False
+    """Move the weights first and take the train step again with the new ones (Algorithm 1, literally)."""
+    alpha_every: int = 1
+    """Move the weights at every N-th step only, N times as far."""
+    literal_xi: bool = False
+    """Leave the student's learning rate in the gradient that Adam sees (Eq. 4, literally)."""
+
+    # --- the run
+    seed: int = 0
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
+    output: Path | None = None
+    """Folder of the results; output/DATASET-STUDENT-TIME by default."""
+    resume: bool = False
+    """Go on with what --output holds."""
+    config: Path | None = None
+    """YAML file whose keys are flags; flags on the command line win."""
+
+    def recipe(self, epochs: int | None = None) -> Recipe:
+        """How the student is trained."""
+        if self.epochs is None or self.lr is None or self.weight_decay is None or self.sched is None:
+            return fill(self).recipe(epochs)
+        return Recipe(epochs or self.epochs, self.lr, self.momentum, self.weight_decay, self.nesterov, self.sched)
+
+    def search_recipe(self) -> Recipe:
+        """The same over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if it is by steps."""
+        return replace(self.recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75))
+
+    def plain(self) -> dict[str, Any]:
+        """Every value as YAML and JSON have it."""
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+# What suits a data set; "paper" is the CIFAR-100 recipe of DistPro and ReviewKD.
+PAPER = {
+    "teacher": "wrn_40_2",
+    "student": "wrn_16_2",
+    "epochs": 240,
+    "teacher_epochs": 240,
+    "search_epochs": 40,
+    "batch_size": 128,
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "sched": "step",
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "teacher": "wrn_16_2",
+        "student": "wrn_10_1",
+        "epochs": 6,
+        "teacher_epochs": 12,
+        "search_epochs": 6,
+        "batch_size": 64,
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "sched": "cosine",
+    },
+    "cifar10": PAPER,
+    "cifar100": PAPER,
+    "folder": {
+        "teacher": "resnet34",
+        "student": "resnet18",
+        "epochs": 100,
+        "teacher_epochs": 100,
+        "search_epochs": 20,
+        "batch_size": 256,
+        "lr": 0.1,
+        "weight_decay": 1e-4,
+        "sched": "cosine",
+    },
+}
+
+# kd_weight by teacher and student, as ReviewKD publishes it and DistPro takes it over.
+KD_WEIGHTS = {
+    ("wrn_40_2", "wrn_16_2"): 5.0,
+    ("wrn_40_2", "wrn_40_1"): 5.0,
+    ("wrn_40_2", "ShuffleV1"): 5.0,
+    ("resnet32x4", "resnet8x4"): 5.0,
+    ("resnet32x4", "ShuffleV1"): 5.0,
+    ("resnet32x4", "ShuffleV2"): 8.0,
+    ("resnet56", "resnet20"): 0.6,
+    ("resnet110", "resnet32"): 1.0,
+    ("resnet34", "resnet18"): 1.0,
+}
+SLOW_STUDENTS = ("ShuffleV1", "ShuffleV2", "MobileNetV2")  # trained with lr 0.02 in the paper's recipe
+
+
+def fill(config: Config) -> Config:
+    """The same configuration with every value that was left out filled in."""
+    if config.dataset not in DEFAULTS:
+        raise unknown("dataset", config.dataset, DEFAULTS)
+    values = {k: v for k, v in DEFAULTS[config.dataset].items() if getattr(config, k) is None}
+    filled = replace(config, **values)
+    pair = (str(filled.teacher), str(filled.student))
+    if filled.kd_weight is None:
+        filled = replace(filled, kd_weight=KD_WEIGHTS.get(pair, 1.0))
+    if config.lr is None and filled.student in SLOW_STUDENTS and DEFAULTS[config.dataset] is PAPER:
+        filled = replace(filled, lr=0.02)
+    for name in ("epochs", "teacher_epochs", "search_epochs", "batch_size", "alpha_every"):
+        if getattr(filled, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(filled, name)}")
+    if not 0 < filled.val_fraction < 1:
+        raise UserError(f"--val-fraction must lie between 0 and 1, got {filled.val_fraction}")
+    if filled.teacher_checkpoint and filled.teacher_pretrained:
+        raise UserError("--teacher-checkpoint and --teacher-pretrained exclude each other")
+    return filled
+
+
+def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Config:
+    """The configuration of a command line: flags over the --config file's keys over the defaults of the data set.
+
+    Unknown flags and values end the program with exit code 2 and the nearest valid ones, as tyro words it.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    file = _config_file(words)
+    if file is not None:
+        words = [*_flags(file), *words]
+    return fill(tyro.cli(Config, prog=f"python -m {program}", args=words))
+
+
+def _config_file(words: Sequence[str]) -> Path | None:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--config":
+            return Path(following)
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config="))
+    return None
+
+
+def _flags(path: Path) -> list[str]:
+    """The keys of a YAML file as flags, so that one parser checks both."""
+    if not path.is_file():
+        raise UserError(f"no configuration file '{path}'")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"'{path}' must hold keys and values, such as 'epochs: 40'")
+    words: list[str] = []
+    known = [field.name for field in fields(Config)]
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise unknown(f"key in '{path}':", str(key), known)
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, (list, tuple)):
+            words += [flag, *map(str, value)]
+        elif value is not None:
+            words += [flag, str(value)]
+    return words

@@ -1,0 +1,174 @@
+"""What every data set is made of: splits, loaders, and randomness that can be resumed in mid-epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError, nearest
+
+Batch: TypeAlias = tuple[Tensor, Tensor]  # x float32 [N, C, H, W], normalised; y int64 [N]
+Rows: TypeAlias = Tensor | np.ndarray | Sequence[int]
+
+
+def mixed(*key: int) -> int:
+    """One well spread seed (below 2^63) out of several numbers; the same on every machine."""
+    digest = hashlib.blake2b(repr([int(k) for k in key]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator that depends on `key` only, so that no batch depends on the ones before it."""
+    return torch.Generator().manual_seed(mixed(*key))
+
+
+class Loader(ABC):
+    """Batches of one split, epoch after epoch: `for x, y in loader`.
+
+    The same (seed, epoch) gives the same batches and the same augmentation, whatever was read before. Every
+    `for` takes the next epoch, from 0 on, unless `set_epoch` named another one. One pass at a time.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool) -> None:
+        """`size`: pictures in the split. UserError where an epoch would have no step."""
+        if batch_size < 1:
+            raise UserError(f"batch size {batch_size}: expected at least 1")
+        if drop_last and batch_size > size:
+            raise UserError(
+                f"batch size {batch_size} is larger than the {size} pictures of the split, "
+                f"of which no full batch can be made: expected at most {size}"
+            )
+        self._size, self._batch_size, self._shuffle, self._seed = size, batch_size, shuffle, seed
+        self._steps = size // batch_size if drop_last else -(-size // batch_size)
+        self._next = (0, 0)
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self._steps
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Let the next `for` read `epoch`, from batch `start_step` on (`len(self)`: nothing is left)."""
+        if not 0 <= start_step <= self._steps:
+            raise UserError(
+                f"start step {start_step} is outside an epoch of {self._steps} steps: "
+                "expected the batch size and the data of the run that is continued"
+            )
+        self._next = (epoch, start_step)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start = self._next
+        self._next = (epoch + 1, 0)
+        return self._read(epoch, start)
+
+    @abstractmethod
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The batches `start`, `start + 1`, ... of `epoch`."""
+
+    def _plan(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor]]:
+        """(step, rows of the split [N] int64) for every batch of `epoch` from `start` on."""
+        order = torch.arange(self._size)
+        if self._shuffle:
+            order = torch.randperm(self._size, generator=generator(self._seed, epoch))
+        for step in range(start, self._steps):
+            yield step, order[step * self._batch_size : (step + 1) * self._batch_size]
+
+
+class Split(ABC):
+    """Labelled pictures: `labels` is int64 [N] on the CPU, row for row with the pictures."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Rows) -> Split:
+        """The pictures at `indices`, in that order. UserError for none, IndexError for an absent one."""
+        rows = torch.arange(len(self))[torch.as_tensor(indices, dtype=None if len(indices) else torch.int64)]
+        if len(rows) == 0:
+            raise UserError(f"an empty subset: expected at least one of the {len(self)} pictures of the split")
+        return self._take(rows)
+
+    @abstractmethod
+    def _take(self, rows: Tensor) -> Split:
+        """The split of `rows` [N] int64, N >= 1."""
+
+    @abstractmethod
+    def loader(
+        self, batch_size: int, *, shuffle: bool, augment: bool, seed: int = 0, drop_last: bool = False
+    ) -> Loader:
+        """Batches of normalised pictures; `augment` adds the data set's random crop (and flip)."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A classification data set: two splits and what a network has to know about them."""
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]  # C, H, W of the batches
+    train: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `create_dataset` was asked for, as the readers of the data sets take it."""
+
+    name: str
+    root: Path | None
+    image_size: int | None
+    device: torch.device
+    num_workers: int | None
+
+    def folder(self, expected: str) -> Path:
+        """`root`, where it is a folder; else the UserError that says what was `expected` there."""
+        if self.root is None:
+            raise UserError(f"data set '{self.name}' needs its folder (root): expected {expected}")
+        if not self.root.is_dir():
+            raise UserError(f"{absent(self.root)}; expected {expected}")
+        return self.root
+
+
+def absent(folder: Path) -> str:
+    """ "no folder 'x/imgenet': did you mean 'x/imagenet'?", judged by the folders beside it."""
+    if folder.is_file():
+        return f"'{folder}' is a file, not a folder"
+    beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    close = [f"'{folder.parent / name}'" for name in nearest(folder.name, beside)]
+    return f"no folder '{folder}'" + (f": did you mean {' or '.join(close)}?" if close else "")
+
+
+def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows (rest, chosen), both ascending: `fraction` of every class at random, less than one picture off.
+
+    Systematic sampling: the pictures, shuffled and then sorted by class, are walked once, and one is chosen
+    whenever the walked share of `fraction` passes a whole number. `RandomState` because NumPy froze its
+    stream: the same rows with every version, for ever.
+    """
+    order = torch.from_numpy(np.random.RandomState(seed % 2**32).permutation(len(labels)).astype(np.int64))
+    order = order[torch.argsort(labels[order], stable=True)]
+    passed = torch.floor(torch.arange(len(labels) + 1, dtype=torch.float64) * fraction + 1e-9)
+    chosen = passed[1:] > passed[:-1]
+    return order[~chosen].sort().values, order[chosen].sort().values
+
+
+def holdout(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
+    """Part `split` into (train, val), `fraction` of every class for val.
+
+    Disjoint, complete, and the same for the same seed. UserError where nothing would be held out.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"held-out fraction {fraction}: expected a number between 0 and 1")
+    rest, chosen = stratified(split.labels, fraction, seed)
+    if len(chosen) == 0:
+        raise UserError(f"held-out fraction {fraction} of {len(split)} pictures is none: expected a larger one")
+    return split.subset(rest), split.subset(chosen)

@@ -1,0 +1,134 @@
+"""Folders of pictures, one folder a class: which pictures there are, and in which split."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError, nearest, unknown
+from .base import Dataset, Request, absent, stratified
+from .pictures import Pictures, Recipe, size_of
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+EXPECTED = "train/<class>/*.jpg with val/<class>/* (or test), or <class>/*.jpg alone, which is then split 80/20"
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: picture, class and box, a tab between
+
+
+def folder(request: Request) -> Dataset:
+    """The pictures below `root`, in one of three layouts; classes are the sorted names of the train folders.
+
+    root/train/<class>/* with root/val/<class>/* (or root/test, where there is no val); Tiny-ImageNet's, with
+    train/<class>/images/* and val/images/* labelled by val/val_annotations.txt; or root/<class>/* alone: then
+    a fixed fifth of every class is the test split, and the name of the data set says so.
+
+    Without `image_size` the batches are 224x224, or, where all pictures are small squares of one size
+    (Tiny-ImageNet), of that size. See `pictures.Recipe` for what is done to them. UserError for a folder that
+    is absent, empty or of another form, and, while reading, for a damaged picture.
+    """
+    root, name = request.folder(EXPECTED), request.name
+    parts = _folders(root)
+    if "train" in parts and not _listed(root / "train"):
+        held = next((part for part in ("val", "test") if part in parts), None)
+        if held is None:
+            others = [part for part in parts if part != "train"]
+            close = [f"'{part}'" for part in others if nearest(part, ("validation", "valid", "testing"))]
+            hint = f" (rename {' or '.join(close)}?)" if close else ""
+            raise UserError(f"'{root}' has 'train' but neither 'val' nor 'test'{hint}: expected {EXPECTED}")
+        files, labels, classes = _classes(root, "train")
+        if (root / held / ANNOTATIONS).is_file():
+            test = _annotated(root, held, classes)
+        else:
+            test = _classes(root, held, classes)[:2]
+    else:
+        files, labels, classes = _classes(root, "")
+        rest, chosen = (rows.numpy() for rows in stratified(labels, 0.2, seed=0))
+        if len(chosen) == 0:
+            raise UserError(f"'{root}' has {len(files)} pictures, too few to split 80/20: expected at least 5")
+        test = files[chosen], labels[chosen]
+        files, labels = files[rest], labels[rest]
+        name = f"{name} (a fixed fifth held out for test)"
+    recipe = _recipe(root, files, labels, request.image_size)
+    workers = min(8, _cores()) if request.num_workers is None else request.num_workers
+    train = Pictures(files, labels, os.fsencode(root), recipe, request.device, workers)
+    held_out = replace(train, files=test[0], labels=test[1])
+    return Dataset(name, len(classes), classes, (3, recipe.image_size, recipe.image_size), train, held_out)
+
+
+def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.ndarray, Tensor, tuple[str, ...]]:
+    """Files, labels and class names of root/part/<class>[/images]/*; labelled as in `known`, if given."""
+    names = _folders(root / part)
+    if not names:
+        raise UserError(f"no class folders in '{root / part}': expected {EXPECTED}")
+    strange = [name for name in names if known and name not in known]
+    if strange:
+        raise UserError(f"in '{root / part}': {unknown('class', strange[0], known)}")
+    files: list[str] = []
+    labels: list[int] = []
+    for name in names:
+        here = os.path.join(part, name)
+        found = _listed(root / here)
+        if not found and (root / here / "images").is_dir():
+            here = os.path.join(here, "images")
+            found = _listed(root / here)
+        if not found:
+            endings = " ".join(ENDINGS)
+            raise UserError(f"no pictures ({endings}) in class folder '{root / here}': expected {EXPECTED}")
+        files += [os.path.join(here, file) for file in found]
+        labels += [(known or names).index(name)] * len(found)
+    return _packed(files), torch.tensor(labels), tuple(names)
+
+
+def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndarray, Tensor]:
+    """Files and labels that Tiny-ImageNet's list names, in its order."""
+    source, pictures = root / part / ANNOTATIONS, root / part / "images"
+    present, index = set(_listed(pictures)), {name: label for label, name in enumerate(classes)}
+    files: list[str] = []
+    labels: list[int] = []
+    for number, line in enumerate(source.read_text().splitlines(), 1):
+        file, name, *_ = [*line.split("\t"), ""]
+        if name not in index:
+            raise UserError(f"in '{source}', line {number}: {unknown('class', name, classes)}")
+        if file not in present:
+            raise UserError(f"'{source}', line {number}, names '{file}': expected it in '{pictures}'")
+        files.append(os.path.join(part, "images", file))
+        labels.append(index[name])
+    if not files:
+        raise UserError(f"'{source}' names no pictures: expected lines of picture, tab, class")
+    return _packed(files), torch.tensor(labels)
+
+
+def _recipe(root: Path, files: np.ndarray, labels: Tensor, image_size: int | None) -> Recipe:
+    """Judged by the first picture of every class: small ones are augmented lightly and keep their size."""
+    first = np.unique(labels.numpy(), return_index=True)[1]
+    sizes = {size_of(os.path.join(os.fsencode(root), file)) for file in files[first]}
+    sides = {side for size in sizes for side in size}
+    small = max(sides) <= 64
+    if image_size is None:
+        image_size = min(sides) if small and len(sides) == 1 else 224
+    return Recipe(image_size, light=small and image_size <= 64)
+
+
+def _folders(folder: Path) -> list[str]:
+    """The folders in `folder`, sorted by name, without hidden ones and the __MACOSX of an archive."""
+    if not folder.is_dir():
+        raise UserError(f"{absent(folder)}; expected {EXPECTED}")
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith((".", "__")))
+
+
+def _listed(folder: Path) -> list[str]:
+    """The pictures that lie directly in `folder`, sorted by name; none where it is absent."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
+
+
+def _packed(files: list[str]) -> np.ndarray:
+    return np.array([os.fsencode(file) for file in files])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,194 @@
+"""Reading pictures from files: decoded, cropped and resized by worker processes, normalised on the device."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ..errors import UserError
+from .base import Batch, Loader, Split, mixed
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+Job = tuple[int, int | None]  # row of the split, and the seed of its augmentation (None: none)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a picture of any size becomes image_size x image_size pixels.
+
+    Usual (ImageNet's): train resizes a random window of 8 to 100 % of the area, 3:4 to 4:3 in shape; test
+    resizes the short side to image_size * 256 / 224 and takes the middle. Light, for pictures of at most 64
+    pixels, of which such windows would leave a few: the short side becomes image_size (most have it already),
+    the middle is taken, and train shifts it by up to image_size / 8 pixels, zeros moving in. In both, train
+    flips half of the pictures.
+    """
+
+    image_size: int
+    light: bool
+
+    def __call__(self, picture: Image.Image, seed: int | None) -> Image.Image:
+        """`picture`, RGB; a `seed` for train, None for test."""
+        size = self.image_size
+        if seed is None:
+            return middle(picture, size if self.light else round(size * 256 / 224), size)
+        chance = random.Random(seed)
+        if self.light:
+            pad = size // 8
+            left, top = chance.randint(-pad, pad), chance.randint(-pad, pad)
+            picture = middle(picture, size, size).crop((left, top, left + size, top + size))  # outside is 0
+        else:
+            box = random_window(*picture.size, chance)
+            picture = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if chance.random() < 0.5 else picture
+
+
+def middle(picture: Image.Image, short: int, size: int) -> Image.Image:
+    """Resize the short side to `short` pixels (>= size) and cut the middle square of `size` out."""
+    width, height = picture.size
+    if min(width, height) != short:
+        width, height = (int(short * side / min(picture.size)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return picture.crop((left, top, left + size, top + size)) if picture.size != (size, size) else picture
+
+
+def random_window(width: int, height: int, chance: random.Random) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a random window: 8 to 100 % of the area, 3:4 to 4:3 in shape."""
+    for _ in range(10):
+        area = width * height * chance.uniform(0.08, 1.0)
+        shape = math.exp(chance.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = chance.randint(0, width - w), chance.randint(0, height - h)
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))  # none fits: the middle
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def size_of(file: bytes) -> tuple[int, int]:
+    """Width and height in pixels, out of the head of a file; UserError where there is none."""
+    try:
+        with Image.open(os.fsdecode(file)) as picture:
+            return picture.size
+    except Exception as error:  # Pillow raises many kinds for a damaged file
+        raise unreadable(file, error) from None
+
+
+def decoded(file: bytes) -> Image.Image:
+    """The picture in `file` as RGB: greyscale, palette, CMYK and transparent ones are converted."""
+    try:
+        with Image.open(os.fsdecode(file)) as picture:
+            return picture.convert("RGB")
+    except Exception as error:
+        raise unreadable(file, error) from None
+
+
+def unreadable(file: bytes, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"cannot read picture '{os.fsdecode(file)}': {reason or type(error).__name__}")
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures(Split):
+    """A split of pictures that are read from their files when a batch needs them."""
+
+    files: np.ndarray  # paths below `root` as bytes [N]: one block of memory, which reading processes share
+    labels: Tensor
+    root: bytes
+    recipe: Recipe
+    device: torch.device
+    num_workers: int
+
+    def _take(self, rows: Tensor) -> Pictures:
+        return replace(self, files=self.files[rows.numpy()], labels=self.labels[rows])
+
+    def loader(
+        self, batch_size: int, *, shuffle: bool, augment: bool, seed: int = 0, drop_last: bool = False
+    ) -> Loader:
+        return PictureLoader(self, batch_size, shuffle, augment, seed, drop_last)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader(TorchDataset):
+    """What a worker process runs: jobs in, uint8 [N, H, W, 3] out. It keeps no state from batch to batch."""
+
+    root: bytes
+    files: np.ndarray
+    recipe: Recipe
+
+    def __getitems__(self, jobs: list[Job]) -> Tensor | UserError:
+        try:
+            files = [(os.path.join(self.root, self.files[row]), seed) for row, seed in jobs]
+            pictures = [np.asarray(self.recipe(decoded(file), seed)) for file, seed in files]
+        except UserError as error:
+            return error  # raised in a worker it would come out wrapped in the worker's traceback
+        return torch.from_numpy(np.stack(pictures))
+
+
+@dataclass
+class Jobs:
+    """The batch sampler of a `DataLoader`: hands out what the next pass is to read."""
+
+    batches: Iterator[list[Job]] = field(default_factory=lambda: iter(()))
+
+    def __iter__(self) -> Iterator[list[Job]]:
+        return self.batches
+
+
+class PictureLoader(Loader):
+    """Batches out of files; the worker processes start with the first pass and live as long as the loader."""
+
+    def __init__(
+        self, split: Pictures, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
+    ) -> None:
+        super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        self._labels, self._augment, self._device = split.labels, augment, split.device
+        mean, std = (torch.tensor(value, device=split.device).view(-1, 1, 1) for value in (MEAN, STD))
+        self._scale, self._shift = 1 / (255 * std), -mean / std
+        self._passes, self._jobs = 0, Jobs()
+        workers = min(split.num_workers, len(self))
+        self._reader: DataLoader = DataLoader(
+            Reader(split.root, split.files, split.recipe),
+            batch_sampler=self._jobs,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=split.device.type == "cuda",
+            generator=torch.Generator(),  # else every pass would take a number from the global one
+        )
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        self._passes += 1
+        mine = self._passes
+        self._jobs.batches = ([self._job(row, epoch) for row in rows] for rows in self._rows(epoch, start))
+        for pixels, rows in zip(self._reader, self._rows(epoch, start), strict=True):
+            if isinstance(pixels, UserError):
+                raise pixels
+            x = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            x = x.to(torch.float32, memory_format=torch.contiguous_format).mul_(self._scale).add_(self._shift)
+            yield x, self._labels[rows].to(self._device, non_blocking=True)
+            if self._passes != mine:  # the workers read for one pass only
+                raise RuntimeError("this pass is over: another one over the same loader has begun")
+
+    def _rows(self, epoch: int, start: int) -> Iterator[list[int]]:
+        return (rows.tolist() for _, rows in self._plan(epoch, start))
+
+    def _job(self, row: int, epoch: int) -> Job:
+        """An epoch reads a row once, so the row tells its random numbers apart, whatever the batch size."""
+        return row, mixed(self._seed, epoch, row) if self._augment else None
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

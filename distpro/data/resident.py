@@ -1,0 +1,110 @@
+"""Small pictures that stay on the device: cropped, flipped and normalised there, a batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Batch, Loader, Split, generator
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How stored pictures become input; `mean` and `std` per channel, of values divided by `peak`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int  # random shift by up to so many pixels, zeros moving in
+    flip: bool  # left to right, for half of the pictures
+    image_size: int | None = None  # resize to this side after the crop; None keeps the size
+    peak: float = 255.0
+
+
+@dataclass(frozen=True, eq=False)
+class Resident(Split):
+    """A split in memory, uint8 [N, C, H + 2p, W + 2p]: pictures in frames of p = `recipe.padding` zeros."""
+
+    padded: Tensor
+    labels: Tensor
+    recipe: Recipe
+
+    @staticmethod
+    def of(pictures: Tensor, labels: Tensor, recipe: Recipe, device: torch.device) -> Resident:
+        """`pictures` uint8 [N, C, H, W] with `labels` int64 [N], moved to `device`."""
+        return Resident(F.pad(pictures.to(device), [recipe.padding] * 4), labels, recipe)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W of the batches."""
+        channels, height, width = self.padded.shape[1:]
+        size, frame = self.recipe.image_size, 2 * self.recipe.padding
+        return (channels, size, size) if size else (channels, height - frame, width - frame)
+
+    def _take(self, rows: Tensor) -> Resident:
+        return replace(self, padded=self.padded[rows.to(self.padded.device)], labels=self.labels[rows])
+
+    def loader(
+        self, batch_size: int, *, shuffle: bool, augment: bool, seed: int = 0, drop_last: bool = False
+    ) -> Loader:
+        return ResidentLoader(self, batch_size, shuffle, augment, seed, drop_last)
+
+
+class ResidentLoader(Loader):
+    """Batches of a `Resident` split, on its device."""
+
+    def __init__(
+        self, split: Resident, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
+    ) -> None:
+        super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        recipe, device = split.recipe, split.padded.device
+        self._padded, self._labels, self._augment = split.padded, split.labels.to(device), augment
+        self._recipe = recipe if augment else replace(recipe, flip=False)
+        mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (recipe.mean, recipe.std))
+        self._scale, self._shift = 1 / (recipe.peak * std), -mean / std
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        device = self._padded.device
+        for step, rows in self._plan(epoch, start):
+            draws = draw(rows, self._recipe, (self._seed, epoch, step) if self._augment else None)
+            if device.type == "cuda":
+                draws = draws.pin_memory()  # else the copy would wait for the device
+            draws = draws.to(device, non_blocking=True)
+            x = window(self._padded, draws, self._recipe).float()
+            size = self._recipe.image_size
+            if size not in (None, x.shape[-1]):
+                x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+            yield x.mul_(self._scale).add_(self._shift), self._labels[draws[0]]
+
+
+def draw(rows: Tensor, recipe: Recipe, key: tuple[int, int, int] | None) -> Tensor:
+    """Where a batch comes from, int64 [4, N]: row, top and left in the padded picture, flip (0 or 1).
+
+    The numbers depend on `key` = (seed, epoch, step) only, for every device; without a key the crop is the
+    middle.
+    """
+    count, pad = len(rows), recipe.padding
+    draws = torch.stack([rows, *torch.full((2, count), pad), torch.zeros_like(rows)])
+    if key is not None:
+        random = generator(*key)
+        draws[1:3] = torch.randint(2 * pad + 1, (2, count), generator=random)
+        if recipe.flip:
+            draws[3] = torch.randint(2, (count,), generator=random)
+    return draws
+
+
+def window(padded: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
+    """The pictures of a batch, uint8 [N, C, H, W], out of `padded` [M, C, H + 2p, W + 2p] by `draws` [4, N].
+
+    Equivalent to: padded[row, :, top : top + H, left : left + W], flipped where flip is 1, for each picture.
+    All crops are one read through a view of every window there is, and nothing waits for the device, so that
+    a CUDA graph can hold it.
+    """
+    row, top, left, flip = draws
+    height, width = (side - 2 * recipe.padding for side in padded.shape[2:])
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [M, C, 2p + 1, 2p + 1, H, W], nothing copied
+    x = windows[row, :, top, left]
+    return torch.where(flip.bool().view(-1, 1, 1, 1), x.flip(3), x) if recipe.flip else x

@@ -1,0 +1,138 @@
+"""`python -m distpro.env`: the machine and the software as distpro sees them, for a report or a bug."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from distpro import _native
+from distpro.errors import UserError, run_command
+
+PACKAGES = ("torchvision", "timm", "numpy")
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "sve", "bf16")
+
+Facts = dict[str, Any]
+
+
+def version(package: str) -> str | None:
+    """The installed version, without the cost of an import."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def lines_of(path: str) -> list[str]:
+    """The lines of a file of Linux's /proc; none elsewhere."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def software() -> Facts:
+    import torch
+
+    facts: Facts = {"distpro": version("distpro") or "not installed", "from": str(Path(__file__).parent)}
+    facts |= {"python": platform.python_version(), "system": platform.platform()}
+    facts |= {"torch": torch.__version__, "torch's CUDA": torch.version.cuda}
+    facts |= {package: version(package) for package in PACKAGES}
+    facts["DALI"] = version("nvidia-dali-cuda130") or version("nvidia-dali-cuda120")
+    return facts
+
+
+def cpu() -> Facts:
+    import torch
+
+    fields = [line.partition(":") for line in lines_of("/proc/cpuinfo")]
+    info = {key.strip().lower(): value.strip() for key, _, value in reversed(fields)}  # the first core's
+    flags = set((info.get("flags") or info.get("features") or "").split())
+    # The OpenMP runtimes in this process: more than one means as many pools of threads.
+    mapped = "\n".join(lines_of("/proc/self/maps"))
+    return {
+        "model": info.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "instructions": [flag for flag in CPU_FLAGS if flag in flags],
+        "OpenMP": sorted(set(re.findall(r"/\S*/lib[gi]?omp\S*", mapped))),
+    }
+
+
+def cuda() -> Facts:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"devices": "none that torch can use"}
+    facts: Facts = {}
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = f"{device.total_memory / 2**30:.0f} GiB"
+        facts[f"device {index}"] = f"{device.name}, sm_{device.major}{device.minor}, {memory}"
+    return facts
+
+
+def native() -> Facts:
+    """Built with what, loaded or not and why; with a GPU also whether its kernels fit each device."""
+    import torch
+
+    try:
+        reason = _native.why_not()
+    except UserError as error:
+        reason = str(error)
+    module = None if reason else _native.native()
+    if module is None:
+        return {"loaded": f"no: {reason}"}
+    facts: Facts = {"loaded": "yes", "file": module.__file__, "threads": module.threads()}
+    facts |= module.build_info()
+    if facts["cuda"] is None:
+        return facts
+    facts |= {f"CUDA {key}": value for key, value in module.cuda_info().items()}
+    for index in range(torch.cuda.device_count()):
+        try:
+            facts[f"kernels on device {index}"] = f"sm_{module.kernel_arch(index)}"
+        except RuntimeError as error:
+            facts[f"kernels on device {index}"] = f"none: {error}"
+    return facts
+
+
+def variables() -> Facts:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("DISTPRO_")}
+
+
+def collect() -> dict[str, Facts]:
+    """All sections; the native layer before the CPU, whose OpenMP line shows what is then loaded."""
+    loaded = native()
+    return {"software": software(), "cpu": cpu(), "cuda": cuda(), "native": loaded, "variables": variables()}
+
+
+def table(sections: dict[str, Facts]) -> str:
+    def text(value: Any) -> str:
+        value = ", ".join(map(str, value)) if isinstance(value, list) else value
+        return "-" if value in (None, "") else str(value)
+
+    width = 2 + max(len(name) for facts in sections.values() for name in facts)
+    lines: list[str] = []
+    for title, facts in sections.items():
+        lines += [title, *(f"  {name:<{width}}{text(value)}" for name, value in facts.items())]
+        if not facts:
+            lines.append("  none set")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m distpro.env", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    arguments = parser.parse_args()
+    sections = collect()
+    print(json.dumps(sections, indent=2) if arguments.json else table(sections))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,271 @@
+"""The whole job: data, teacher, search, one student a method, and the run folder they leave."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import inspect
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from distpro.config import Config
+from distpro.console import Console
+from distpro.data import create_dataset, holdout
+from distpro.distill import distill
+from distpro.errors import UserError, nearest
+from distpro.features import Features
+from distpro.files import whole_file
+from distpro.methods import METHODS
+from distpro.models import create_model, load_checkpoint, save_weights
+from distpro.pathways import all_pathways
+from distpro.process import Process
+from distpro.search import search
+from distpro.tasks import Classification, Metrics
+
+OWN = re.compile(r"(?!timm:|cifar:|zoo:|hf)([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+LABELS = {
+    "none": "student alone",
+    "kd": "KD",
+    "reviewkd": "ReviewKD",
+    "uniform": "DistPro, uniform weights",
+    "distpro": "DistPro, searched process",
+}
+TEST_BATCH = 500
+
+
+class Job:
+    """A configuration made real. Making one checks everything that can be checked before work is done.
+
+    Nothing is written before `open_folder`, so a mistake leaves no half-made folder.
+    """
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self.config, self.console = config, console
+        self.device = _device(config.device)
+        self.data = create_dataset(
+            config.dataset,
+            config.data,
+            image_size=config.image_size,
+            device=self.device,
+            num_workers=config.workers,
+        )
+        self.teacher = self._network(str(config.teacher), "teacher", config.teacher_pretrained)
+        self.teacher_facts: dict[str, Any] = {}
+        if config.teacher_checkpoint is not None:
+            self.teacher_facts = load_checkpoint(self.teacher, config.teacher_checkpoint)
+        self.teacher_ready = config.teacher_checkpoint is not None or config.teacher_pretrained
+        student = self._network(str(config.student), "student")
+        self.pathways = all_pathways(
+            len(Features(self.teacher, self.data.shape, config.teacher_layers).shapes),
+            len(Features(student, self.data.shape, config.student_layers).shapes),
+            config.transforms,
+            config.pathways,
+        )
+        self.student_params = sum(p.numel() for p in student.parameters())
+        self.given = self._given_process()
+        self.loader = self.data.train.loader(
+            self._batch(), shuffle=True, augment=True, seed=config.seed, drop_last=True
+        )
+        self.test = self.data.test.loader(TEST_BATCH, shuffle=False, augment=False)
+        self.folder = config.output or Path("output") / (
+            f"{config.dataset}-{str(config.student).replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        )
+
+    # -- what the configuration names ------------------------------------------------------------------------------
+
+    def _batch(self) -> int:
+        assert self.config.batch_size is not None
+        return self.config.batch_size
+
+    def _network(self, name: str, role: str, pretrained: bool = False) -> nn.Module:
+        """A fresh network, the same for the same seed."""
+        torch.manual_seed(self.config.seed)
+        channels, size = self.data.shape[0], self.data.shape[1]
+        own = OWN.fullmatch(name)
+        if own is None:
+            model = create_model(name, self.data.num_classes, channels, pretrained, size)
+        else:
+            model = _own_network(own[1], own[2], role)
+        return model.to(self.device)
+
+    def _given_process(self) -> Process | None:
+        """The process of a file, fitted to this pair; None where it is to be searched or uniform."""
+        what = self.config.process
+        if self.config.method not in ("all", "distpro") or what in ("search", "uniform"):
+            return None
+        if not what.startswith("final:") and not Path(what).exists() and "." not in what and "/" not in what:
+            close = nearest(what, ("search", "uniform"))
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"unknown process '{what}'{hint or ': expected search, uniform, FILE or final:FILE'}")
+        process = Process.load(what.removeprefix("final:")).fit(self.pathways)
+        return process.final() if what.startswith("final:") else process
+
+    def open_folder(self) -> None:
+        """Make the run folder, or, with --resume, check that it holds a run of the same configuration."""
+        args = self.folder / "args.yaml"
+        if not self.config.resume:
+            if args.exists():
+                raise UserError(f"'{self.folder}' holds a run already: --resume it, or choose another --output")
+        elif args.exists():
+            ours, theirs = self.config.plain(), yaml.safe_load(args.read_text())
+            free = ("resume", "output", "device", "workers", "config", "data")
+            for name, value in ours.items():
+                if name not in free and theirs.get(name) != value:
+                    raise UserError(
+                        f"'{self.folder}' was begun with {name} = {theirs.get(name)}, not {value}: "
+                        f"resume it as it was, or choose another --output"
+                    )
+        with whole_file(args) as part:
+            part.write_text(yaml.safe_dump(self.config.plain(), sort_keys=False))
+
+    # -- the parts -------------------------------------------------------------------------------------------------
+
+    def prepare_teacher(self) -> Metrics:
+        """Train the teacher where no weights were given; measure it, and say so."""
+        config, name = self.config, str(self.config.teacher)
+        if not self.teacher_ready:
+            self.console.say(f"training the teacher {name} first ({config.teacher_epochs} epochs)")
+            self._fit(self.teacher, "none", "teacher", config.teacher_epochs)
+            save_weights(self.teacher, self.folder / "teacher.safetensors")
+        metrics = Classification().evaluate(self.teacher, self.test)
+        self.console.say(f"teacher {name}: top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} % on the test pictures")
+        chance = 100 / self.data.num_classes
+        if metrics.top1 < 2 * chance:
+            self.console.warn(
+                f"the teacher's top-1 of {metrics.top1:.2f} % is near chance ({chance:.2f} %): are its checkpoint, "
+                f"its classes and the normalisation of its pictures those it was trained with?"
+            )
+        return metrics
+
+    def search(self) -> Process:
+        """Phase 1 on the training pictures, split anew; `process.safetensors` is its result."""
+        config, path = self.config, self.folder / "process.safetensors"
+        if config.resume and path.is_file():
+            return Process.load(path).fit(self.pathways)
+        train, validation = holdout(self.data.train, config.val_fraction, config.seed)
+        batch = self._batch()
+        process = search(
+            self._network(str(config.student), "student"),
+            self.teacher,
+            train.loader(batch, shuffle=True, augment=True, seed=config.seed, drop_last=True),
+            validation.loader(batch, shuffle=True, augment=False, seed=config.seed + 1),
+            config.search_recipe(),
+            image=self.data.shape,
+            student_layers=config.student_layers,
+            teacher_layers=config.teacher_layers,
+            transforms=config.transforms,
+            pathways=config.pathways,
+            distance=config.distance,
+            kd_weight=config.kd_weight or 1.0,
+            normalisation=config.normalisation,
+            tau=config.tau,
+            hypergradient=config.hypergradient,
+            alpha_lr=config.alpha_lr,
+            alpha_first=config.alpha_first,
+            alpha_every=config.alpha_every,
+            literal_xi=config.literal_xi,
+            facts={
+                "teacher": config.teacher,
+                "student": config.student,
+                "dataset": self.data.name,
+                "epochs": config.search_epochs,
+                "hypergradient": config.hypergradient,
+                "seed": config.seed,
+                "date": f"{datetime.now():%Y-%m-%d}",
+            },
+            checkpoint=self.folder / "search.pt",
+            resume=config.resume,
+            observer=self.console,
+        )
+        process.save(path)
+        self.console.say(f"searched: {process}; saved as {path}")
+        return process
+
+    def _fit(
+        self, student: nn.Module, method: str, name: str, epochs: int | None = None, process: Process | None = None
+    ) -> list[dict[str, float]]:
+        config = self.config
+        values = {**config.plain(), "process": process}
+        options = {o: values[o] for o in METHODS[method].options if values.get(o) is not None}
+        single = config.method != "all" and name != "teacher"
+        return distill(
+            student,
+            self.teacher if METHODS[method].needs_teacher else None,
+            self.loader,
+            config.recipe(epochs),
+            method=method,
+            test=self.test,
+            image=self.data.shape,
+            student_layers=config.teacher_layers if name == "teacher" else config.student_layers,
+            teacher_layers=config.teacher_layers,
+            name=name,
+            checkpoint=self.folder / "last.pt" if single else self.folder / name / "last.pt",
+            resume=config.resume,
+            observer=self.console,
+            **options,
+        )
+
+    def run_method(self, method: str, process: Process | None = None) -> dict[str, Any]:
+        """Train one student; `method` is a method's name, or "uniform" for distpro with uniform weights."""
+        real = "distpro" if method == "uniform" else method
+        student = self._network(str(self.config.student), "student")
+        history = self._fit(student, real, method, process=process)
+        folder = self.folder / method if self.config.method == "all" else self.folder
+        save_weights(student, folder / "student.safetensors")
+        metrics = Classification().evaluate(student, self.test)
+        label = LABELS[method]
+        if method == "distpro" and self.config.process != "search":
+            label = f"DistPro, {self.config.process}"
+        return {
+            "method": method,
+            "label": label,
+            "top1": metrics.top1,
+            "top5": metrics.top5,
+            "seconds": sum(row["seconds"] for row in history),
+            "search_seconds": process.facts.get("seconds", 0.0) if process and self.given is None else 0.0,
+            "history": history,
+        }
+
+    def write_summary(self, rows: list[dict[str, Any]]) -> None:
+        """`summary.csv`: one line an epoch of every method."""
+        lines = [{"method": row["method"], **epoch} for row in rows for epoch in row["history"]]
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        with whole_file(self.folder / "summary.csv") as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _own_network(module: str, function: str, role: str) -> nn.Module:
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"--{role} {module}:{function}: {error}") from error
+    names = [name for name, value in vars(found).items() if inspect.isfunction(value) or inspect.isclass(value)]
+    if not hasattr(found, function):
+        close = nearest(function, names)
+        raise UserError(
+            f"--{role} {module}:{function}: {module} has no '{function}'"
+            + (f"; did you mean '{close[0]}'?" if close else "")
+        )
+    model = getattr(found, function)()
+    if not isinstance(model, nn.Module):
+        raise UserError(f"--{role} {module}:{function}() gives {type(model).__name__}, expected an nn.Module")
+    return model

@@ -1,0 +1,7 @@
+"""Networks by name (the CIFAR zoo and timm), and their checkpoints."""
+
+from distpro.models.base import StagedNet
+from distpro.models.checkpoint import load_checkpoint, save_weights
+from distpro.models.zoo import create_model, list_models
+
+__all__ = ["StagedNet", "create_model", "list_models", "load_checkpoint", "save_weights"]

@@ -1,0 +1,172 @@
+"""Weights from and to files: checked before a model is touched, and no pickled code ever runs."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from distpro.errors import UserError, nearest
+from distpro.files import whole_file
+from distpro.models.zoo import ZOO
+
+# Where the checkpoints of the common training scripts keep the weights, in the order tried.
+HOLDERS = ("model", "state_dict", "model_state_dict", "net", "student", "ema", "model_ema", "state_dict_ema", "params")
+# Older torch did not count batches; `load_state_dict` starts such a count at the model's own.
+UNCOUNTED = ".num_batches_tracked"
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Copy the weights in the file `path` into `model`, all or none of them.
+
+    The file is `.safetensors`, or a torch file (read with `weights_only=True`) with a state dict or a dict
+    that has one under a usual name ("model", "state_dict", …). The prefixes that data-parallel and compiled
+    models add to the names are removed.
+    Returns what else the file says in single values, such as {"epoch": 200, "best_acc": 66.41}.
+    Raises UserError for a file that is missing, unreadable, unsafe or of another model.
+    """
+    path = Path(path)
+    state, facts = _read(path)
+    target = _unwrapped(model)
+    _check(state, target, path)
+    target.load_state_dict(state)
+    return facts
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write the model's state dict to `path` as safetensors, under the model's own names.
+
+    The file appears whole or not at all. Tensors that share memory are written once for each name, so that
+    every reader finds every name. Raises UserError where the file cannot be written.
+    """
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in _unwrapped(model).state_dict().items()}
+    try:
+        with whole_file(path) as part:
+            save_file(state, part, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write weights to '{path}': {error}") from error
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, without what torch.compile and data parallelism put around it."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _unwrapped(model.module)
+    return _unwrapped(model._orig_mod) if "_orig_mod" in model._modules else model  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict in the file, names without wrappers' prefixes, and the single values beside it."""
+    if not path.is_file():
+        beside = nearest(path.name, (p.name for p in path.parent.glob("*") if p.is_file()), most=1)
+        raise UserError(f"there is no checkpoint '{path}'" + "".join(f": did you mean '{name}'?" for name in beside))
+    try:
+        content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the readers
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"checkpoint '{path}' cannot be read, it is damaged or of another kind: {reason}") from error
+    if _is_state(content):
+        return _bare_names(content), {}
+    held = [name for name in HOLDERS if isinstance(content, Mapping) and _is_state(content.get(name))]
+    if not held:
+        found = f"keys {_some(content)}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        where = ", ".join(repr(name) for name in HOLDERS)
+        raise UserError(f"checkpoint '{path}' holds {found}: expected a state dict, or one under {where}")
+    facts = {key: value.item() if isinstance(value, Tensor) else value for key, value in _single(content)}
+    return _bare_names(content[held[0]]), facts
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "format"}
+        return {**metadata, "state_dict": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
+
+
+def _torch_file(path: Path) -> Any:
+    try:
+        # A Namespace only holds values; many training scripts save their flags in one.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if not code:
+            raise
+        raise UserError(
+            f"checkpoint '{path}' holds Python objects ({code[1]}), which could run code and are refused: "
+            "expected tensors only, so save its state_dict alone where you trust it"
+        ) from error
+
+
+def _is_state(content: object) -> bool:
+    return isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
+def _single(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        (key, value)
+        for key, value in content.items()
+        if isinstance(value, (bool, int, float, str)) or (isinstance(value, Tensor) and value.numel() == 1)
+    ]
+
+
+def _bare_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    bare = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    while all(key.startswith("module.") for key in bare):
+        bare = {key.removeprefix("module."): value for key, value in bare.items()}
+    return bare
+
+
+def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Raise the UserError that says best why `state` does not fit `model`, if it does not."""
+    own = model.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith(UNCOUNTED)]
+    extra = [key for key in state if key not in own]
+    differ = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if not (missing or extra or differ):
+        return
+    pairs = [(state[key].shape, own[key].shape) for key in differ]
+    # Only a classifier can differ in nothing but its number of outputs: those of other layers are inputs elsewhere.
+    if not missing and not extra and any(len(wants) > 1 for _, wants in pairs):
+        outputs = {(has[:1], wants[:1]) for has, wants in pairs}
+        if len(outputs) == 1 and all(has[1:] == wants[1:] for has, wants in pairs):
+            (has,), (wants,) = outputs.pop()
+            raise UserError(f"checkpoint '{path}' has {has} classes, the data {wants}")
+    problems = [
+        *([f"expected {_some(missing)}, not in the file"] if missing else []),
+        *([f"found {_some(extra)}, not in the model"] if extra else []),
+        *(f"'{key}' is {list(state[key].shape)}, expected {list(own[key].shape)}" for key in differ[:1]),
+    ]
+    fitting = _zoo_name(state)
+    hint = f"; the file fits '{fitting}'" if fitting else ""
+    name = _zoo_name(own) or type(model).__name__
+    raise UserError(f"checkpoint '{path}' does not fit {name}: {'; '.join(problems)}{hint}")
+
+
+def _some(keys: Any) -> str:
+    first, *rest = map(repr, keys) if keys else ["nothing"]
+    return first + (f" and {len(rest)} more" if rest else "")
+
+
+def _zoo_name(state: Mapping[str, Tensor]) -> str | None:
+    """The zoo's network that has these names and shapes, whatever its classes and input channels."""
+    shapes = {key: value.shape for key, value in state.items() if not key.endswith(UNCOUNTED)}
+    for name, build in ZOO.items():
+        with torch.device("meta"):
+            net = build(num_classes=1, in_chans=1)
+        own = {key: value.shape for key, value in net.state_dict().items() if not key.endswith(UNCOUNTED)}
+        if own.keys() != shapes.keys():
+            continue
+        stem, head = next(iter(own)), f"{net.classifier_name}."
+        differ = [key for key in own if own[key] != shapes[key] and not key.startswith(head) and key != stem]
+        if not differ and own[stem][:1] == shapes[stem][:1]:
+            return name
+    return None

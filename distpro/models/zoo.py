@@ -1,0 +1,115 @@
+"""Any network by name: the CIFAR zoo of the distillation literature, and all of timm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from distpro.errors import UserError, unknown
+from distpro.models.base import StagedNet
+from distpro.models.mobilenet import MobileNetV2
+from distpro.models.resnet import ResNet, ResNet50
+from distpro.models.shufflenet import ShuffleV1, ShuffleV2
+from distpro.models.vgg import VGG
+from distpro.models.wrn import WideResNet
+
+WIDE = ((40, 2), (40, 1), (28, 4), (16, 4), (16, 2), (16, 1), (10, 1))
+NARROW, TIMES4 = (16, 16, 32, 64), (32, 64, 128, 256)  # channels of a ResNet's stem and stages
+HUBS = ("hf-hub:", "hf_hub:", "local-dir:", "local_dir:")  # prefixes of timm's own
+
+Builder = Callable[..., StagedNet]
+ZOO: dict[str, Builder] = {
+    **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in WIDE},
+    **{f"resnet{depth}": partial(ResNet, depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": partial(ResNet, depth, TIMES4) for depth in (8, 32)},
+    "ShuffleV1": ShuffleV1,
+    "ShuffleV2": ShuffleV2,
+    "MobileNetV2": MobileNetV2,
+    "vgg8": partial(VGG, 1),
+    "vgg13": partial(VGG, 2),
+    "ResNet50": ResNet50,
+}
+
+
+def list_models() -> list[str]:
+    """The names of the CIFAR zoo; besides these any `wrn_D_W` and every name of timm is a model."""
+    return list(ZOO)
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+) -> nn.Module:
+    """The network `name`, for pictures [N, in_chans, H, W], with logits [N, num_classes].
+
+    name: of the zoo, in any letter case, or of timm; `cifar:NAME` and `timm:NAME` force a side. A plain
+        name that both know is the zoo's (`vgg13`), unless only timm spells it so: `resnet50` is timm's.
+    pretrained: timm's published weights; the zoo has none, load a checkpoint there.
+    image_size: the pictures' size, for the timm models that must know it (ViTs); the others take any.
+    Raises UserError for an unknown name, and where timm cannot build the model or get its weights.
+    """
+    side, bare = _split(name)
+    build = None if side == "timm" else _builder(bare)
+    if build and not side and bare not in ZOO and _timm_knows(bare):
+        build = None
+    if build:
+        if pretrained:
+            raise UserError(f"model '{name}' has no published weights here: train it, or load a checkpoint")
+        return build(num_classes=num_classes, in_chans=in_chans)
+    if side != "cifar" and _timm_knows(bare):
+        return _timm_model(bare, num_classes, in_chans, pretrained, image_size)
+    raise unknown("model", name, _names(side))
+
+
+def _split(name: str) -> tuple[str, str]:
+    side, colon, bare = name.partition(":")
+    return (side, bare) if colon and side in ("cifar", "timm") else ("", name)
+
+
+def _names(side: str) -> list[str]:
+    import timm
+
+    names = [] if side == "timm" else list(ZOO)
+    names += [] if side == "cifar" else [name for name in timm.list_models() if name not in names]
+    return [f"{side}:{name}" for name in names] if side else names
+
+
+def _builder(name: str) -> Builder | None:
+    wide = re.fullmatch(r"wrn_(\d+)_(\d+)", name, re.IGNORECASE)
+    if wide:
+        return partial(WideResNet, int(wide[1]), int(wide[2]))
+    return {known.lower(): build for known, build in ZOO.items()}.get(name.lower())
+
+
+def _timm_knows(name: str) -> bool:
+    import timm  # here, because its import takes seconds that a network of the zoo can do without
+
+    return name.startswith(HUBS) or timm.is_model(name)
+
+
+def _timm_model(
+    name: str, num_classes: int, in_chans: int, pretrained: bool, image_size: int | tuple[int, int] | None
+) -> nn.Module:
+    import timm
+
+    create = partial(timm.create_model, name, pretrained, num_classes=num_classes, in_chans=in_chans)
+    try:
+        try:
+            model = create() if image_size is None else create(img_size=image_size)
+        except TypeError as error:  # raised by the constructor, before any weights are fetched
+            if "img_size" not in str(error):
+                raise
+            model = create()
+    except Exception as error:
+        how = " with its published weights" if pretrained else ""
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"timm cannot create '{name}'{how}: {reason}") from error
+    if getattr(getattr(model, "patch_embed", None), "num_patches", None) == 0:
+        raise UserError(f"the patches of '{name}' are larger than the pictures ({image_size})")
+    return model

@@ -1,0 +1,86 @@
+"""`python -m distpro.train`: the main job."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from distpro.config import Config, parse
+from distpro.console import Console
+from distpro.env import collect
+from distpro.errors import run_command
+from distpro.job import Job
+from distpro.process import Process
+from distpro.report import write_report
+
+
+def train(config: Config, command: str = "") -> dict[str, Any]:
+    """Run the job of a filled configuration; gives what the last line of the command prints."""
+    started = time.perf_counter()
+    console = Console()
+    job = Job(config, console)
+    job.open_folder()
+    console.say(
+        f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} test pictures "
+        f"{list(job.data.shape)}, {job.data.num_classes} classes; device {job.device}; results in {job.folder}"
+    )
+    methods = ["none", "kd", "reviewkd", "uniform", "distpro"] if config.method == "all" else [config.method]
+    teacher = job.prepare_teacher() if methods != ["none"] else None
+
+    process: Process | None = job.given
+    if "distpro" in methods and config.process == "search":
+        process = job.search()
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        rows.append(job.run_method(method, process if method == "distpro" else None))
+        job.write_summary(rows)
+
+    title = f"{config.student} on {job.data.name}, {config.epochs} epochs, seed {config.seed}"
+    if teacher is not None:
+        title = f"{config.teacher} -> {title}"
+    console.table(title, rows)
+    result = {
+        "title": title,
+        "command": command,
+        "args": config.plain(),
+        "environment": {k: v for section in ("software", "cpu", "cuda") for k, v in collect()[section].items()},
+        "dataset": {"name": job.data.name, "train": len(job.data.train), "test": len(job.data.test)},
+        "teacher": {
+            "name": config.teacher,
+            "top1": teacher.top1,
+            "params": sum(p.numel() for p in job.teacher.parameters()),
+        }
+        if teacher is not None
+        else None,
+        "student": {"name": config.student, "params": job.student_params},
+        "rows": rows,
+        "process": process,
+        "search": process.facts if process is not None else None,
+        "notes": [],
+    }
+    write_report(job.folder / "report.html", result)
+    console.say(f"report: {job.folder / 'report.html'}")
+    return {
+        "dataset": job.data.name,
+        "teacher": config.teacher,
+        "teacher_top1": teacher.top1 if teacher is not None else None,
+        "student": config.student,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "top1": {row["method"]: round(row["top1"], 3) for row in rows},
+        "search_seconds": round(sum(row["search_seconds"] for row in rows), 2),
+        "seconds": round(time.perf_counter() - started, 2),
+        "output": str(job.folder),
+    }
+
+
+def main() -> None:
+    """The command."""
+    config = parse()
+    print(json.dumps(train(config, " ".join(["python -m distpro.train", *sys.argv[1:]]))))
+
+
+if __name__ == "__main__":
+    run_command(main)
