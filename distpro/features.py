@@ -70,10 +70,12 @@ class Features(nn.Module):
             return Output(logits, maps)
         model: Any = self.model
         final, maps = model.forward_intermediates(x, indices=self.indices)
-        maps = list(maps)
-        if self.pooled:
-            maps.append(model.forward_head(final, pre_logits=True)[:, :, None, None])
-        return Output(model.forward_head(final), maps)
+        if not self.pooled:
+            return Output(model.forward_head(final), list(maps))
+        # The classifier on the pooled feature, not the whole head once more: some heads hold a BN, and it must
+        # see a batch once.
+        feature = model.forward_head(final, pre_logits=True)
+        return Output(model.get_classifier()(feature), [*maps, feature[:, :, None, None]])
 
     def _hook(self, layers: Sequence[str]) -> None:
         names = [name for name, _ in self.model.named_modules() if name]

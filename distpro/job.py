@@ -33,8 +33,8 @@ LABELS = {
     "none": "student alone",
     "kd": "KD",
     "reviewkd": "ReviewKD",
-    "uniform": "DistPro, uniform weights",
-    "distpro": "DistPro, searched process",
+    "uniform": "uniform process",
+    "distpro": "searched process",
 }
 TEST_BATCH = 500
 
@@ -221,7 +221,7 @@ class Job:
         metrics = Classification().evaluate(student, self.test)
         label = LABELS[method]
         if method == "distpro" and self.config.process != "search":
-            label = f"DistPro, {self.config.process}"
+            label = f"process {self.config.process}"
         return {
             "method": method,
             "label": label,

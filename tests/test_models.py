@@ -1,0 +1,523 @@
+"""The zoo against the published networks it stands for; models by name; checkpoints, sound and not."""
+
+import argparse
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import distpro.models.checkpoint as checkpoint
+from distpro.errors import UserError
+from distpro.models import create_model, list_models, load_checkpoint, save_weights
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+RESNET56 = SHARED / "checkpoints" / "cifar100_resnet56.pth"
+
+# name: maps [C, H] at 32x32, pooled channels, parameters in millions with 100 classes, and of the published
+# state dict the number of entries and a digest of their names and shapes, in order (RepDistiller's networks).
+NARROW, TIMES4 = [(16, 32), (32, 16), (64, 8)], [(64, 32), (128, 16), (256, 8)]
+VGG = [(128, 16), (256, 8), (512, 4), (512, 4)]
+PUBLISHED = {
+    "wrn_40_2": ([(32, 32), (64, 16), (128, 8)], 128, 2.255, 227, "adf0a10c7ead"),
+    "wrn_40_1": (NARROW, 64, 0.570, 226, "0aa607a5c1b6"),
+    "wrn_28_4": (TIMES4, 256, 5.872, 155, "c23b6efd2aae"),
+    "wrn_16_4": (TIMES4, 256, 2.772, 83, "0e87e0fa8bec"),
+    "wrn_16_2": ([(32, 32), (64, 16), (128, 8)], 128, 0.703, 83, "264bf5a37859"),
+    "wrn_16_1": (NARROW, 64, 0.181, 82, "72def0ef8fdf"),
+    "wrn_10_1": (NARROW, 64, 0.084, 46, "3b80250cd4aa"),
+    "resnet8": (NARROW, 64, 0.084, 56, "5449ecb61c0b"),
+    "resnet14": (NARROW, 64, 0.181, 92, "e206008031b5"),
+    "resnet20": (NARROW, 64, 0.278, 128, "6f54e389c35c"),
+    "resnet32": (NARROW, 64, 0.473, 200, "9a7e2a11fa94"),
+    "resnet44": (NARROW, 64, 0.667, 272, "caefd48710fe"),
+    "resnet56": (NARROW, 64, 0.862, 344, "470885c26e17"),
+    "resnet110": (NARROW, 64, 1.737, 668, "7e524b233505"),
+    "resnet8x4": (TIMES4, 256, 1.234, 62, "6a4fa0192e11"),
+    "resnet32x4": (TIMES4, 256, 7.434, 206, "250044a29347"),
+    "ShuffleV1": ([(240, 16), (480, 8), (960, 4)], 960, 0.949, 296, "b19c4d818f21"),
+    "ShuffleV2": ([(116, 16), (232, 8), (464, 4)], 1024, 1.356, 338, "8f44a58a43a9"),
+    "MobileNetV2": ([(12, 16), (16, 8), (48, 4), (160, 2)], 1280, 0.813, 320, "cf2fc083e7ae"),
+    "vgg8": (VGG, 512, 3.965, 37, "bff82c0f138a"),
+    "vgg13": (VGG, 512, 9.462, 72, "af06ff07f75e"),
+    "ResNet50": ([(256, 32), (512, 16), (1024, 8), (2048, 4)], 2048, 23.705, 320, "699fe537c132"),
+}
+# One network of each family: mean |x| of each pre-activation map, the pooled feature and the logits, computed by
+# the published code in float64 with the weights of `settled` on `picture(32)`.
+OUTPUTS = {
+    "wrn_16_2": [2.0596, 4.05731, 9.03503, 3.91745, 7.31487],
+    "resnet20": [3.14027, 19.152, 49.5217, 36.8948, 55.6139],
+    "resnet8x4": [1.50459, 2.35295, 3.62911, 1.81982, 3.26191],
+    "ShuffleV1": [3.81349, 45.7884, 179.712, 131.186, 201.854],
+    "ShuffleV2": [2.89816, 26.5893, 78.6424, 54.0147, 80.1432],
+    "MobileNetV2": [1.15214, 6.23391, 225.431, 1029.55, 785.498, 1289.44],
+    "vgg8": [1.90331, 2.69172, 3.3462, 3.12176, 1.5207, 2.72982],
+    "ResNet50": [4.3567, 36.4348, 800.672, 2898.8, 2155.68, 3508.1],
+}
+OWN_HEAD = ("ShuffleV2", "MobileNetV2")  # a convolution precedes their pooling
+SMALL = ("wrn_10_1", "resnet8", "ShuffleV1", "ShuffleV2", "MobileNetV2", "vgg8")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These maps are too small to share: on busy cores, threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settled(net):
+    """The same random weights and batch-norm statistics everywhere, in float64, eval mode."""
+    draw = np.random.RandomState(0).standard_normal
+    for key, value in net.double().eval().state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        noise = torch.from_numpy(draw(tuple(value.shape)))
+        if key.endswith("running_var"):
+            value.copy_(1 + 0.5 * noise.tanh())
+        elif value.dim() > 1:
+            value.copy_(noise * (2 / value[0].numel()) ** 0.5)
+        else:
+            value.copy_(0.1 * noise + key.endswith("weight"))
+    return net
+
+
+def picture(size, channels=3):
+    return torch.from_numpy(np.random.RandomState(1).standard_normal((2, channels, size, size)))
+
+
+class Maps(nn.Module):
+    """A network whose forward is its maps."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return tuple(self.net.forward_intermediates(x, intermediates_only=True))
+
+
+def norms(net):
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_the_zoo_has_the_common_names():
+    assert sorted(list_models()) == sorted(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_parameters_and_state_dict_are_the_published_ones(name):
+    maps, pooled, millions, entries, digest = PUBLISHED[name]
+    with torch.device("meta"):
+        net = create_model(name, 100).eval()
+        final, found = net.forward_intermediates(torch.empty(2, 3, 32, 32))
+    assert [tuple(m.shape) for m in found] == [(2, c, h, h) for c, h in maps]
+    assert net.forward_head(final).shape == (2, 100)
+    assert net.forward_head(final, pre_logits=True).shape == (2, pooled)
+    assert [(i["num_chs"], 32 // i["reduction"]) for i in net.feature_info] == maps
+    assert all(isinstance(net.get_submodule(i["module"]), nn.Module) for i in net.feature_info)
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 3) == millions
+    names = [f"{key} {list(value.shape)}" for key, value in net.state_dict().items()]
+    assert len(names) == entries
+    assert hashlib.sha256("\n".join(names).encode()).hexdigest()[:12] == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("wrn_10_1", ["conv1.weight", "block1.layer.0.bn1.weight", "block2.layer.0.convShortcut.weight", "bn1.bias"]),
+        ("resnet8x4", ["bn1.running_mean", "layer1.0.downsample.0.weight", "layer1.0.downsample.1.bias", "fc.bias"]),
+        ("ShuffleV1", ["layer1.0.conv3.weight", "layer3.3.bn3.running_var", "linear.weight"]),
+        ("ShuffleV2", ["layer2.0.conv5.weight", "layer2.7.bn3.bias", "conv2.weight", "bn2.weight", "linear.bias"]),
+        ("MobileNetV2", ["conv1.0.weight", "blocks.6.0.conv.7.weight", "conv2.1.bias", "classifier.0.weight"]),
+        ("vgg13", ["block0.0.weight", "block4.3.bias", "block4.4.running_mean", "classifier.weight"]),
+        ("ResNet50", ["layer1.0.shortcut.0.weight", "layer4.2.conv3.weight", "linear.weight"]),
+    ],
+)
+def test_state_dict_names_can_be_read_here_too(name, keys):
+    with torch.device("meta"):
+        assert set(keys) <= create_model(name, 10).state_dict().keys()
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_maps_pooled_feature_and_logits_are_those_of_the_published_code(name):
+    net = settled(create_model(name, 100))
+    with torch.no_grad():
+        final, maps = net.forward_intermediates(picture(32))
+        found = [*maps, net.forward_head(final, pre_logits=True), net.forward_head(final)]
+    assert [x.abs().mean().item() for x in found] == pytest.approx(OUTPUTS[name], rel=5e-6)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_maps_are_before_the_relu_and_stay_so(name):
+    net = settled(create_model(name, 5)).float()
+    x = picture(16).float()
+    with torch.no_grad():
+        final, maps = net.forward_intermediates(x)
+        logits = net.forward_head(final)
+        assert final is maps[-1]
+        assert all((m < 0).float().mean() > 0.05 for m in maps)
+        assert torch.equal(net(x), logits)
+        assert torch.equal(net.forward_head(net.forward_features(x)), logits)
+        pooled = net.forward_head(final, pre_logits=True)
+        assert torch.equal(net.get_classifier()(pooled), logits)
+        if name not in OWN_HEAD:
+            assert torch.equal(pooled, F.relu(maps[-1]).mean((2, 3)))
+        # What a later layer changed in place would differ from the map as its stage left it.
+        for index, full in enumerate(maps):
+            last, (alone,) = net.forward_intermediates(x, indices=[index], stop_early=True)
+            assert last is alone
+            assert torch.equal(alone, full)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_train_pass_moves_every_batch_norm_once_and_reaches_every_weight(name):
+    net = create_model(name, 5, in_chans=1).train()
+    final, _ = net.forward_intermediates(torch.randn(4, 1, 8, 8))
+    net.forward_head(final).square().sum().backward()
+    assert {norm.num_batches_tracked.item() for norm in norms(net)} == {1}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_stop_early_runs_nothing_behind_the_wanted_stage():
+    net = create_model("wrn_16_1", 5).train()
+    net.forward_intermediates(torch.randn(2, 3, 8, 8), indices=[0], stop_early=True)
+    ran = {name for name, module in net.named_modules() if getattr(module, "num_batches_tracked", 0) == 1}
+    # The first stage's map is behind the norm with which the second begins.
+    assert ran == {f"block1.layer.{i}.bn{j}" for i in (0, 1) for j in (1, 2)} | {"block2.layer.0.bn1"}
+
+
+def test_a_named_block_of_a_wide_resnet_can_be_hooked():
+    net, seen = create_model("wrn_16_1", 5).eval(), []
+    for name in ("block1", "block2", "block3.layer.0", "block3.layer.1"):
+        net.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: seen.append(name))
+    net(torch.randn(2, 3, 8, 8))
+    assert seen == ["block1", "block2", "block3.layer.0", "block3.layer.1"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (7, 13), (33, 20)])
+def test_any_picture_size_passes(name, size):
+    net = create_model(name, 10, in_chans=1).eval()
+    final, maps = net.forward_intermediates(torch.randn(2, 1, *size))
+    assert net.forward_head(final).shape == (2, 10)
+    assert all(min(m.shape) > 0 and m.shape[1] == i["num_chs"] for m, i in zip(maps, net.feature_info, strict=True))
+
+
+def test_vgg_pools_before_its_last_block_from_64_pixels_on():
+    with torch.device("meta"):
+        net = create_model("vgg8", 10)
+        assert [net.forward_features(torch.empty(1, 3, n, n)).shape[-1] for n in (32, 64, 128)] == [4, 4, 8]
+
+
+@pytest.mark.parametrize("indices", [None, 1, 2, 3, [0], [-1], [2, 0], (1, -1)])
+def test_indices_mean_what_they_mean_in_timm(indices):
+    from timm.models._features import feature_take_indices
+
+    net = create_model("resnet8", 5).eval()
+    x = torch.randn(1, 3, 8, 8)
+    everything = net.forward_intermediates(x, intermediates_only=True)
+    found = net.forward_intermediates(x, indices, intermediates_only=True)
+    wanted = sorted(set(feature_take_indices(3, indices)[0]))
+    assert [m.shape for m in found] == [everything[i].shape for i in wanted]
+
+
+@pytest.mark.parametrize("indices", [0, 4, [3], [-4], []])
+def test_indices_out_of_range_are_refused(indices):
+    with pytest.raises(ValueError, match="expected 0 to 2"):
+        create_model("resnet8", 5).forward_intermediates(torch.randn(1, 3, 8, 8), indices)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_forward_mode_differentiates_the_maps(name):
+    """In float32, against a finite difference in float64."""
+    net = settled(create_model(name, 5))
+    x, step = picture(8), 1e-7
+    weights = {key: p.detach() for key, p in net.named_parameters()}
+    along = {key: torch.from_numpy(np.random.RandomState(2).standard_normal(p.shape)) for key, p in weights.items()}
+
+    def maps_at(values, x):
+        return torch.func.functional_call(Maps(net), {f"net.{key}": value for key, value in values.items()}, x)
+
+    with torch.no_grad():
+        ahead = maps_at({key: p + step * along[key] for key, p in weights.items()}, x)
+        slopes = [(there - here) / step for there, here in zip(ahead, maps_at(weights, x), strict=True)]
+    net.float()
+    single = [{key: value.float() for key, value in values.items()} for values in (weights, along)]
+    _, tangents = torch.func.jvp(lambda values: maps_at(values, x.float()), (single[0],), (single[1],))
+    for slope, tangent in zip(slopes, tangents, strict=True):
+        assert slope.norm() > 0
+        assert (slope - tangent).norm() < 1e-3 * slope.norm()
+
+
+def test_names_find_the_zoo_and_timm():
+    import timm
+
+    assert type(create_model("wrn_22_3", 5)).__name__ == "WideResNet"
+    for name in ("RESNET8", "shufflev1", "WRN_10_1", "cifar:vgg8", "vgg13"):
+        assert type(create_model(name, 5)).__module__.startswith("distpro."), name
+    with torch.device("meta"):
+        ours = [create_model(name, 5) for name in ("ResNet50", "cifar:resnet50", "RESNET50")]
+        theirs = [create_model(name, 5, in_chans=1) for name in ("resnet50", "timm:resnet50", "timm:vgg13")]
+    assert [type(net).__module__ for net in ours] == ["distpro.models.resnet"] * 3
+    assert [type(net).__module__ for net in theirs] == ["timm.models.resnet"] * 2 + ["timm.models.vgg"]
+    assert timm.is_model("vgg13")  # so the zoo's own goes first
+    assert ours[0].get_classifier().out_features == theirs[0].get_classifier().out_features == 5
+    assert theirs[0].conv1.in_channels == 1
+
+
+def test_timm_takes_the_image_size_where_it_can():
+    for name in ("vit_tiny_patch16_224", "resnet18"):
+        assert create_model(name, 7, image_size=32)(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(UserError, match="patches of 'vit_tiny_patch16_224' are larger than the pictures"):
+        create_model("vit_tiny_patch16_224", 7, image_size=8)
+
+
+def test_one_code_path_reads_the_zoo_and_timm():
+    for name in ("wrn_10_1", "resnet18"):
+        net = create_model(name, 6).eval()
+        x = torch.randn(2, 3, 32, 32)
+        final, maps = net.forward_intermediates(x, indices=2)
+        assert len(maps) == 2
+        assert torch.allclose(net.forward_head(final), net(x))
+        assert [m.shape[1] for m in maps] == [i["num_chs"] for i in net.feature_info[-2:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("wrn_4O_2", "unknown model 'wrn_4O_2': did you mean 'wrn_40_2'"),
+        ("cifar:resnet57", "did you mean 'cifar:resnet5"),
+        ("timm:resnet19", "did you mean 'timm:resnet1"),
+        ("timm:wrn_40_2", "unknown model"),
+        ("cifar:vit_tiny_patch16_224", "unknown model"),
+        ("wrn_41_2", "no wrn_41_2: the depth is 6n . 4"),
+        ("resnet50.no_such_tag", "timm cannot create 'resnet50.no_such_tag': .*tag"),
+    ],
+)
+def test_a_name_that_is_no_model_is_one_sentence(name, says):
+    with pytest.raises(UserError, match=says) as error:
+        create_model(name, 10)
+    assert "\n" not in str(error.value)
+
+
+def test_the_zoo_has_no_pretrained_weights():
+    with pytest.raises(UserError, match="'vgg13' has no published weights here"):
+        create_model("vgg13", 10, pretrained=True)
+
+
+# ---- checkpoints ----
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(1)
+    net = create_model("resnet8", 5)
+    for norm in norms(net):
+        norm.running_mean.normal_()
+    return net
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def refused(net, path, says):
+    """Loading must fail with one sentence that names the file, and must leave the network as it was."""
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(UserError, match=says) as error:
+        load_checkpoint(net, path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_saved_weights_come_back(teacher, tmp_path):
+    path = tmp_path / "new" / "student.safetensors"
+    save_weights(teacher, path)
+    net = create_model("resnet8", 5)
+    assert not same(net, teacher)
+    assert load_checkpoint(net, path) == {}
+    assert same(net, teacher)
+    assert [p.name for p in path.parent.iterdir()] == ["student.safetensors"]
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_saves_and_loads_under_its_own_names(wrap, teacher, tmp_path):
+    save_weights(wrap(teacher), tmp_path / "a.safetensors")
+    torch.save(wrap(teacher).state_dict(), tmp_path / "b.pth")
+    for file in ("a.safetensors", "b.pth"):
+        net, wrapped = create_model("resnet8", 5), wrap(create_model("resnet8", 5))
+        load_checkpoint(net, tmp_path / file)
+        load_checkpoint(wrapped, tmp_path / file)
+        assert same(net, teacher)
+        assert all(torch.equal(a, b) for a, b in zip(wrapped.parameters(), teacher.parameters(), strict=True))
+
+
+def test_shared_and_strided_tensors_are_saved_under_every_name(tmp_path):
+    def tied():
+        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        net[1].weight = net[0].weight
+        return net
+
+    net = tied()
+    net[0].bias.data = torch.arange(6.0)[::2]
+    save_weights(net, tmp_path / "tied.safetensors")
+    loaded = tied()
+    load_checkpoint(loaded, tmp_path / "tied.safetensors")
+    assert same(loaded, net)
+
+
+def test_a_save_that_fails_leaves_the_old_file(teacher, tmp_path, monkeypatch):
+    path = tmp_path / "student.safetensors"
+    save_weights(teacher, path)
+    old = path.read_bytes()
+
+    def disk_full(state, file, **options):
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", disk_full)
+    with pytest.raises(UserError, match=r"cannot write weights to .*student\.safetensors.*no space left"):
+        save_weights(teacher, path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("holder", [None, "model", "state_dict", "model_state_dict", "net", "student", "ema"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_the_usual_forms_of_a_checkpoint_load(holder, prefix, teacher, tmp_path):
+    state = {prefix + key: value for key, value in teacher.state_dict().items()}
+    optimizer = torch.optim.SGD(teacher.parameters(), lr=0.1).state_dict()
+    beside = {"epoch": 3, "best_acc": torch.tensor([61.5]), "optimizer": optimizer, "opt": argparse.Namespace(lr=1)}
+    torch.save({**beside, holder: state} if holder else state, tmp_path / "c.pth")
+    net = create_model("resnet8", 5)
+    assert load_checkpoint(net, tmp_path / "c.pth") == ({"epoch": 3, "best_acc": 61.5} if holder else {})
+    assert same(net, teacher)
+
+
+def test_a_checkpoint_older_than_the_batch_count_loads(teacher, tmp_path):
+    state = {key: value for key, value in teacher.state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "old.pth")
+    net = create_model("resnet8", 5)
+    load_checkpoint(net, tmp_path / "old.pth")
+    assert torch.equal(net.layer3[0].bn2.running_mean, teacher.layer3[0].bn2.running_mean)
+
+
+def test_a_missing_file_names_its_neighbour(teacher, tmp_path):
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    refused(teacher, tmp_path / "techer.pth", "there is no checkpoint .*did you mean 'teacher.pth'")
+    refused(teacher, tmp_path / "no" / "where.pth", "there is no checkpoint")
+    refused(teacher, tmp_path, "there is no checkpoint")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 100, -1000])
+def test_a_truncated_file_is_refused(suffix, keep, teacher, tmp_path):
+    path = tmp_path / f"cut{suffix}"
+    if suffix == ".safetensors":
+        save_weights(teacher, path)
+    else:
+        torch.save(teacher.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(create_model("resnet8", 5), path, "cannot be read, it is damaged or of another kind")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_of_another_kind_is_refused(suffix, teacher, tmp_path):
+    path = tmp_path / f"notes{suffix}"
+    path.write_text("hello, this is no checkpoint\n" * 20)
+    refused(teacher, path, "cannot be read, it is damaged or of another kind")
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(teacher, tmp_path):
+    trace = tmp_path / "executed"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.system, (f"touch '{trace}'",)
+
+    path = tmp_path / "evil.pth"
+    torch.save({"model": teacher.state_dict(), "extra": Malicious()}, path)
+    refused(create_model("resnet8", 5), path, r"Python objects \(\w+\.system\).*refused: expected tensors only")
+    assert not trace.exists()
+    torch.load(path, weights_only=False)  # the trap is a real one
+    assert trace.exists()
+
+
+def test_a_whole_pickled_model_is_refused(teacher, tmp_path):
+    torch.save(teacher, tmp_path / "model.pth")
+    refused(teacher, tmp_path / "model.pth", r"Python objects \(distpro\.models\.resnet\.ResNet\)")
+
+
+def test_a_file_without_a_state_dict_is_refused(teacher, tmp_path):
+    torch.save({"epoch": 3, "weights_of": "nothing"}, tmp_path / "facts.pth")
+    refused(teacher, tmp_path / "facts.pth", "holds keys 'epoch' and 1 more: expected a state dict")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    refused(teacher, tmp_path / "list.pth", "holds a list: expected a state dict")
+
+
+@pytest.mark.parametrize("name", ["resnet8", "MobileNetV2", "ShuffleV1"])
+def test_another_number_of_classes_is_said(name, tmp_path):
+    torch.save({"model": create_model(name, 100).state_dict()}, tmp_path / "c.pth")
+    refused(create_model(name, 10), tmp_path / "c.pth", "has 100 classes, the data 10$")
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("resnet14", "resnet8"), ("wrn_16_1", "resnet8"), ("vgg8", "vgg13")])
+def test_another_networks_checkpoint_is_recognised(stored, asked, tmp_path):
+    save_weights(create_model(stored, 10, in_chans=1), tmp_path / "c.safetensors")
+    refused(create_model(asked, 5), tmp_path / "c.safetensors", f"does not fit {asked}: .*; the file fits '{stored}'$")
+
+
+def test_other_mismatches_name_what_was_expected_and_found(teacher, tmp_path):
+    path = tmp_path / "c.pth"
+    state = teacher.state_dict()
+    torch.save({**{k: v for k, v in state.items() if k != "fc.bias"}, "fc.bais": state["fc.bias"]}, path)
+    refused(create_model("resnet8", 5), path, "expected 'fc.bias', not in the file; found 'fc.bais', not in the model$")
+    torch.save({**state, "layer1.0.bn1.weight": torch.ones(7)}, path)
+    refused(create_model("resnet8", 5), path, r"'layer1.0.bn1.weight' is \[7\], expected \[16\]$")
+    torch.save(create_model("resnet8", 5, in_chans=1).state_dict(), path)
+    refused(create_model("resnet8", 5), path, r"'conv1.weight' is \[16, 1, 3, 3\], expected \[16, 3, 3, 3\]")
+
+
+@pytest.fixture
+def resnet56():
+    if not RESNET56.exists():
+        pytest.skip(f"needs the trained ResNet-56, {RESNET56.name}, which is not part of the repository")
+    net = create_model("resnet56", 100)
+    net.facts = load_checkpoint(net, RESNET56)
+    return net.eval()
+
+
+def test_a_trained_resnet56_loads(resnet56):
+    assert resnet56.facts == {"epoch": 200, "best_acc": 66.41}
+    stored = torch.load(RESNET56, weights_only=True)["model"]
+    assert list(stored) == list(resnet56.state_dict())
+    assert all(torch.equal(stored[key], value) for key, value in resnet56.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_trained_resnet56_is_as_accurate_as_it_should_be(resnet56):
+    """66.41 % top-1 on all 10,000 test pictures; 66.95 % on the first 20 of each class, which are read here."""
+    image = pytest.importorskip("PIL.Image")
+    strips = sorted((SHARED / "cifar100" / "test").glob("*.webp"))
+    if not strips:
+        pytest.skip("needs the CIFAR-100 test pictures, which are not part of the repository")
+    classes = json.loads((SHARED / "cifar100" / "index.json").read_text())["classes"]
+    assert [strip.stem[3:] for strip in strips] == classes
+    pictures = np.stack([np.asarray(image.open(strip).convert("RGB")).reshape(-1, 32, 32, 3)[:20] for strip in strips])
+    x = torch.from_numpy(pictures).flatten(0, 1).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([[0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]])[:, :, None, None]
+    x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+    resnet56.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        found = torch.cat([resnet56(part).argmax(1) for part in x.split(200)])
+    right = (found == torch.arange(100).repeat_interleave(20)).double().mean().item()
+    assert 100 * right == pytest.approx(66.95, abs=0.1)

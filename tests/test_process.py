@@ -1,0 +1,150 @@
+"""The process: reading it over time, its files, and what does not fit."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distpro.errors import UserError
+from distpro.pathways import Pathway, all_pathways
+from distpro.process import NORMALISATIONS, Process
+
+PATHS = all_pathways(2, 2, "A")
+
+
+def ramp(tau=None, **options):
+    """Pathway k goes straight from k to -k over 11 moments."""
+    time = torch.linspace(1, -1, 11)[:, None]
+    return Process(time * torch.arange(4.0), PATHS, tau=tau, **options)
+
+
+def test_linear_in_relative_time_then_normalised():
+    process = ramp()
+    for fraction in (0.0, 0.3, 0.5, 0.123, 1.0):
+        z = torch.arange(4.0) * (1 - 2 * fraction)
+        torch.testing.assert_close(process.raw(fraction), z, rtol=1e-5, atol=1e-5)
+        want = z.exp() / (z.exp().sum() + torch.e)  # Eq. 2 with g = 1
+        torch.testing.assert_close(process.at(fraction), want, rtol=1e-5, atol=1e-6)
+    assert torch.equal(process.raw(-1.0), process.raw(0.0))
+    assert torch.equal(process.raw(7.0), process.raw(1.0))
+
+
+def test_the_same_process_for_any_length_of_training():
+    process = ramp()
+    short = [process.at(step / 9) for step in range(10)]
+    long = [process.at(step / 90) for step in range(91)]
+    for step, weights in enumerate(short):
+        torch.testing.assert_close(weights, long[step * 10])
+
+
+def test_clip_drops_at_tau_and_keeps_the_denominator():
+    kept, clipped = ramp(), ramp(tau=0.5)
+    z = kept.raw(0.25)  # 0, 0.5, 1, 1.5
+    assert clipped.at(0.25).tolist() == [0, 0, *kept.at(0.25)[2:].tolist()]
+    assert (z[1] - 0.5).abs() < 1e-6
+    assert clipped.dropped() > 0.5
+    assert kept.dropped() == 0
+
+
+def test_table_7():
+    z = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+    e = z.exp()
+    want = {
+        "biased-softmax": e / (e.sum() + torch.e),
+        "softmax": e / e.sum(),
+        "biased-l1": z / (3.5 + 1),
+        "l1": z / 3.5,
+        "sigmoid": 1 / (1 + (-z).exp()),
+    }
+    assert set(want) == set(NORMALISATIONS)
+    for name, value in want.items():
+        torch.testing.assert_close(NORMALISATIONS[name](z), value)
+
+
+def test_uniform_constant_and_final():
+    uniform = Process.uniform(PATHS)
+    assert uniform.at(0.4).tolist() == [0.25] * 4
+    assert len(uniform) == 1
+    constant = Process.constant(torch.tensor([1.0, 2, 3, 4]), PATHS, normalisation="l1", tau=None)
+    torch.testing.assert_close(constant.at(0.9), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    final = ramp().final()
+    assert torch.equal(final.at(0.0), ramp().at(1.0))
+
+
+def test_save_and_load(tmp_path):
+    process = ramp(tau=0.5, normalisation="softmax", facts={"teacher": "wrn_40_2", "epochs": 40})
+    process.save(tmp_path / "p.safetensors")
+    again = Process.load(tmp_path / "p.safetensors")
+    assert torch.equal(again.z, process.z)
+    assert (again.pathways, again.normalisation, again.tau) == (PATHS, "softmax", 0.5)
+    assert again.facts == process.facts
+    assert [p.name for p in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_fit_reorders_and_refuses():
+    process = ramp()
+    backwards = process.fit(tuple(reversed(PATHS)))
+    torch.testing.assert_close(backwards.at(0.2), process.at(0.2).flip(0))
+    with pytest.raises(UserError, match=r"4 pathways \(teacher stages 1-2.*this pair has 27.*lacks t1-s1-B"):
+        process.fit(all_pathways(3, 3, "ABC"))
+    with pytest.raises(UserError, match="has t1-s1-A, t1-s2-A, t2-s1-A, t2-s2-A besides"):
+        process.fit(())
+
+
+def damaged(path, kind):
+    ramp().save(path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:50])
+    elif kind == "foreign":
+        save_file({"z": torch.zeros(1)}, path)
+    elif kind == "newer":
+        header = {"format": "distpro.process", "version": "99", "process": "{}"}
+        save_file({"z": torch.zeros(1, 1)}, path, metadata=header)
+    elif kind == "no names":
+        header = {"format": "distpro.process", "version": "1", "process": json.dumps({"tau": 1})}
+        save_file({"z": torch.zeros(1, 1)}, path, metadata=header)
+    elif kind == "bad name":
+        body = {"pathways": ["oops"], "normalisation": "softmax", "tau": None, "facts": {}}
+        header = {"format": "distpro.process", "version": "1", "process": json.dumps(body)}
+        save_file({"z": torch.zeros(1, 1)}, path, metadata=header)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("truncated", "cannot be read as a process"),
+        ("foreign", "is no process"),
+        ("newer", "of version 99"),
+        ("no names", "cannot be read as a process"),
+        ("bad name", "cannot be read as a process"),
+    ],
+)
+def test_damaged_files(tmp_path, kind, words):
+    damaged(tmp_path / "p.safetensors", kind)
+    with pytest.raises(UserError, match=words):
+        Process.load(tmp_path / "p.safetensors")
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    ramp().save(tmp_path / "process.safetensors")
+    with pytest.raises(UserError, match=r"did you mean '.*/process.safetensors'"):
+        Process.load(tmp_path / "proces.safetensors")
+
+
+def test_bad_values():
+    with pytest.raises(UserError, match=r"needs z of shape \[T, 4\]"):
+        Process(torch.zeros(3, 5), PATHS)
+    with pytest.raises(UserError, match="not finite"):
+        Process(torch.full((1, 4), torch.nan), PATHS)
+    with pytest.raises(UserError, match=r"did you mean .*'softmax'"):
+        Process(torch.zeros(1, 4), PATHS, normalisation="sofmax")
+
+
+def test_names():
+    assert Pathway(1, 2, "A").name == "t1-s2-A"
+    assert Pathway.parse("t10-s2-B") == Pathway(10, 2, "B")
+    assert len(all_pathways(3, 3)) == 27  # CIFAR
+    assert len(all_pathways(5, 5, "A", "review")) == 15  # ImageNet
+    with pytest.raises(UserError, match="unknown transform 'X'"):
+        all_pathways(1, 1, "AX")
