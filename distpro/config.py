@@ -65,6 +65,8 @@ class Config:
     """Transform blocks of the pathways: letters of A, B, C, D, T."""
     pathways: Literal["all", "review"] = "all"
     """Every pair of stages, or those with the student's stage at or above the teacher's."""
+    pooled: bool | None = None
+    """Read the pooled feature as a last stage, as the paper does on ImageNet."""
     distance: Literal["hcl", "l2", "l1"] = "hcl"
     """Between two maps."""
 
@@ -215,7 +217,7 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
 
 
 def _config_file(words: Sequence[str]) -> Path | None:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == "--config":
             return Path(following)
         if word.startswith("--config="):

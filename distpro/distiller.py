@@ -57,7 +57,7 @@ class Distiller(nn.Module):
                 raise unknown(f"option of method {method}", name, kind.options)
         if kind.needs_teacher and teacher is None:
             raise UserError(f"method {method} needs a teacher")
-        plain = {"pooled": kind.pooled}
+        plain = {"pooled": options.get("pooled", kind.pooled)}
         self.student = Features(student, image, student_layers, **plain)
         self.teacher = Teacher(teacher, image, teacher_layers, **plain) if teacher and kind.needs_teacher else None
         self.method = kind(self.student, self.teacher, **options).to(next(student.parameters()).device)

@@ -20,7 +20,7 @@ from distpro.recipe import Recipe
 from distpro.tasks import Classification
 
 HYPERGRADIENTS = ("exact", "finite-difference")
-ALPHA_BETAS = (0.5, 0.999)  # of Adam on z, as in DARTS and the authors' release
+ALPHA_BETAS = (0.5, 0.9)  # of Adam on z; a second moment that remembers 1000 steps (0.999) would hold z fast
 
 
 class TrainPass(NamedTuple):
@@ -229,6 +229,7 @@ def search(
     transforms: str = "ABC",
     pathways: str = "all",
     distance: str = "hcl",
+    pooled: bool = False,
     kd_weight: float = 1.0,
     normalisation: str = "biased-softmax",
     tau: float | None = TAU,
@@ -246,7 +247,10 @@ def search(
     """
     image = tuple(image or next(iter(train))[0].shape[1:])
     shape = (image[0], image[1], image[2])
-    reader, frozen = Features(student, shape, student_layers).train(), Teacher(teacher, shape, teacher_layers)
+    reader, frozen = (
+        Features(student, shape, student_layers, pooled).train(),
+        Teacher(teacher, shape, teacher_layers, pooled),
+    )
     paths = all_pathways(len(frozen.shapes), len(reader.shapes), transforms, pathways)
     blocks = Pathways(paths, reader.shapes, frozen.shapes, distance).to(next(student.parameters()).device)
     optimizer = recipe.optimizer([*reader.parameters(), *blocks.parameters()])

@@ -44,7 +44,9 @@ def hypergradient(
         block = pathways.blocks[p.name]
         state = {n.removeprefix(prefix): b for n, b in scratch.items() if n.startswith(prefix)}
         state |= {n: q.detach() for n, q in block.named_parameters()}
-        loss = loss + scale * weights[k] * hcl(functional_call(block, state, (maps[p.student - 1],)), targets[p.teacher - 1])
+        loss = loss + scale * weights[k] * hcl(
+            functional_call(block, state, (maps[p.student - 1],)), targets[p.teacher - 1]
+        )
     gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True, allow_unused=True)
 
     moved = {}

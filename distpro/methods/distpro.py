@@ -17,7 +17,7 @@ class DistPro(Method):
     where all are dropped the teacher is not run either.
     """
 
-    options = ("kd_weight", "process", "transforms", "pathways", "distance")
+    options = ("kd_weight", "process", "transforms", "pathways", "distance", "pooled")
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class DistPro(Method):
         transforms: str = "ABC",
         pathways: str = "all",
         distance: str = "hcl",
+        pooled: bool = False,
     ) -> None:
         super().__init__(student, teacher)
         paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms, pathways)

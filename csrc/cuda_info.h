@@ -1,0 +1,21 @@
+// What the CUDA runtime inside this module says about the machine. Needs no GPU to be called.
+#pragma once
+
+#include <string>
+
+namespace distpro {
+
+struct CudaInfo {
+  int runtime;         // of the runtime linked in, e.g. 13000 for 13.0
+  int driver;          // the newest CUDA the installed driver serves; 0 without a driver
+  int devices;         // 0 without one
+  std::string status;  // "no error", or why there is no device
+};
+
+CudaInfo cuda_info();
+
+// The architecture of the machine code that `device` runs (90 for sm_90), or of the PTX it was
+// compiled from. Throws std::runtime_error where this build holds none for it.
+int kernel_arch(int device);
+
+}  // namespace distpro

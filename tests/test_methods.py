@@ -1,0 +1,147 @@
+"""What each method adds to the loss, and what a dropped pathway costs: nothing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import hcl
+from torch import nn
+
+from distpro import Distiller, Process
+from distpro.errors import UserError
+from distpro.methods import METHODS
+from distpro.methods.reviewkd import WARM_UP
+from distpro.models import create_model
+from distpro.pathways import all_pathways
+
+IMAGE = (3, 16, 16)
+
+
+def pair(method="distpro", **options):
+    torch.manual_seed(0)
+    distiller = Distiller(
+        create_model("wrn_10_1", 10), create_model("resnet8", 10), image=IMAGE, method=method, **options
+    )
+    return distiller.train(), torch.randn(4, *IMAGE), torch.randint(10, (4,))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_terms_add_up_and_train_the_student_alone(method):
+    distiller, x, y = pair(method)
+    losses = distiller(x, y, progress=0.5)
+    terms = sum(v for k, v in losses.items() if k not in ("loss", "task"))
+    torch.testing.assert_close(losses["loss"], distiller.method.task_weight * losses["task"] + terms)
+    losses["loss"].backward()
+    assert all(p.grad is not None for p in distiller.trainable_parameters())
+    if distiller.teacher is not None:
+        assert all(p.grad is None for p in distiller.teacher.parameters())
+
+
+def test_kd_is_the_formula():
+    distiller, x, y = pair("kd", temperature=4.0)
+    got = distiller(x, y)["kd"] if distiller.steps else distiller(x, y, progress=0.0)["kd"]
+    s, t = distiller.student(x).logits / 4, distiller.teacher(x).logits / 4
+    p = t.softmax(1)
+    want = 0.9 * 16 * (p * (p.log() - s.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(got, want)
+
+
+def test_reviewkd_warms_up_and_compares_every_stage():
+    distiller, x, y = pair("reviewkd", kd_weight=2.0)
+    assert distiller.student.shapes[-1][1:] == (1, 1)  # the pooled feature too
+    assert distiller(x, y, progress=0.0)["reviewkd"].item() == 0
+    full = distiller(x, y, progress=1.0)["reviewkd"].item()
+    assert distiller(x, y, progress=WARM_UP / 2)["reviewkd"].item() == pytest.approx(full / 2, rel=1e-5)
+    # by hand, deep to shallow
+    fusions, maps, targets = distiller.method.fusions, distiller.student(x).maps, distiller.teacher(x).maps
+    total, rest = 0, None
+    for i in range(len(maps) - 1, -1, -1):
+        f = fusions[i]
+        reduced = f.reduce(maps[i])
+        if rest is not None:
+            rest = F.interpolate(rest, maps[i].shape[2:], mode="nearest")
+            z = torch.sigmoid(f.attention(torch.cat([reduced, rest], 1)))
+            reduced = reduced * z[:, 0:1] + rest * z[:, 1:2]
+        rest = F.interpolate(reduced, targets[i].shape[2:], mode="nearest")
+        total += hcl(f.expand(rest), targets[i])
+    assert full == pytest.approx(2 * total.item(), rel=1e-5)
+
+
+def test_reviewkd_needs_as_many_stages():
+    with pytest.raises(UserError, match="compares stage with stage"):
+        Distiller(create_model("MobileNetV2", 10), create_model("resnet8", 10), image=(3, 32, 32), method="reviewkd")
+
+
+def test_uniform_distpro_is_the_mean_of_all_pathways():
+    distiller, x, y = pair(kd_weight=0.7)
+    got = distiller(x, y)["pathways"]
+    maps, targets = distiller.student(x).maps, distiller.teacher(x).maps
+    paths = distiller.method.paths
+    assert len(paths) == 27
+    losses = [hcl(paths.blocks[p.name](maps[p.student - 1]), targets[p.teacher - 1]) for p in paths.pathways]
+    torch.testing.assert_close(got, 0.7 * torch.stack(losses).sum())  # w / P = kd_weight
+
+
+def calls_of(distiller):
+    counts = {name: 0 for name in distiller.method.paths.blocks}
+    for name, block in distiller.method.paths.blocks.items():
+        block.register_forward_pre_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
+    return counts
+
+
+def test_dropped_pathways_cost_nothing():
+    paths = all_pathways(3, 3)
+    z = torch.stack([torch.where(torch.arange(27) % 3 == 0, 1.0, 0.2), torch.zeros(27)])
+    distiller, x, y = pair(process=Process(z, paths))
+    counts = calls_of(distiller)
+    distiller(x, y, progress=0.0)
+    assert sum(counts.values()) == 9
+    assert {name for name, n in counts.items() if n} == {p.name for p in paths[::3]}
+    teacher = []
+    distiller.teacher.register_forward_pre_hook(lambda *_: teacher.append(1))
+    losses = distiller(x, y, progress=1.0)  # all are dropped at the end
+    assert sum(counts.values()) == 9
+    assert teacher == []
+    torch.testing.assert_close(losses["loss"], losses["task"])
+
+
+def test_progress_is_counted_in_train_mode():
+    paths = all_pathways(3, 3, "A")
+    process = Process(torch.stack([torch.full((9,), 4.0), torch.full((9,), -4.0)]), paths, tau=None)
+    distiller, x, y = pair(process=process, transforms="A", steps=5)
+    got = []
+    for _ in range(5):
+        got.append(distiller(x, y)["pathways"].item())
+        distiller.eval()(x, y)  # an evaluation in between does not count
+        distiller.train()
+    weights = [process.at(k / 4).sum().item() for k in range(5)]
+    assert all(a > b for a, b in zip(got, got[1:], strict=False))
+    assert got[4] / got[0] == pytest.approx(weights[4] / weights[0], rel=0.2)
+    lost, x, y = pair(process=process, transforms="A")
+    with pytest.raises(UserError, match=r"steps=N\), or distiller\(x, y, progress="):
+        lost(x, y)
+
+
+def test_state_dict_of_the_student_is_its_own():
+    distiller, _, _ = pair()
+    assert set(distiller.student.model.state_dict()) == set(create_model("wrn_10_1", 10).state_dict())
+
+
+def test_wrong_words():
+    with pytest.raises(UserError, match="unknown method 'reviewKD2': did you mean 'reviewkd'"):
+        pair("reviewKD2")
+    with pytest.raises(UserError, match="unknown option of method kd 'temprature': did you mean 'temperature'"):
+        pair("kd", temprature=2)
+    with pytest.raises(UserError, match="method kd needs a teacher"):
+        Distiller(create_model("wrn_10_1", 10), image=IMAGE, method="kd")
+    with pytest.raises(UserError, match="the teacher has 10 classes, the student 7"):
+        Distiller(create_model("wrn_10_1", 7), create_model("resnet8", 10), image=IMAGE, method="kd")
+    with pytest.raises(UserError, match="the process is for 1 pathways"):
+        pair(process=Process.uniform(all_pathways(1, 1, "A")))
+
+
+def test_any_module_as_student():
+    student = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 9, 3, 2, 1))
+    student.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(9, 10))
+    distiller = Distiller(student, create_model("resnet8", 10), image=IMAGE, student_layers=["1", "3"]).train()
+    assert len(distiller.method.paths) == 3 * 2 * 3
+    distiller(torch.randn(2, *IMAGE), torch.tensor([1, 2]))["loss"].backward()

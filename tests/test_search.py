@@ -1,0 +1,139 @@
+"""The search as a whole: what it records, how z moves, how it resumes, and that what it finds teaches."""
+
+import copy
+import statistics
+
+import pytest
+import torch
+
+from distpro import Process, Recipe, UserError, distill, search
+from distpro.data import create_dataset, holdout
+from distpro.features import Features, Teacher
+from distpro.loop import fit
+from distpro.models import create_model
+from distpro.pathways import Pathways, all_pathways
+from distpro.search import SearchStep
+from distpro.tasks import Classification
+
+IMAGE = (1, 8, 8)
+RECIPE = Recipe(epochs=2, lr=0.05)
+
+
+def batches(count, seed=0, size=16):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(size, *IMAGE, generator=generator), torch.randint(10, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def pair(seed=0):
+    torch.manual_seed(seed)
+    return create_model("wrn_10_1", 10, 1), create_model("resnet8", 10, 1)
+
+
+def step_of(**options):
+    student, teacher = pair()
+    reader, frozen = Features(student, IMAGE).train(), Teacher(teacher, IMAGE)
+    blocks = Pathways(all_pathways(3, 3, "A"), reader.shapes, frozen.shapes)
+    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
+    return SearchStep(reader, frozen, blocks, optimizer, batches(3, 9), steps=200, **options)
+
+
+def test_a_process_of_every_step():
+    student, teacher = pair()
+    before = copy.deepcopy(student.state_dict())
+    process = search(student, teacher, batches(5), batches(2, 1), RECIPE, transforms="AB", facts={"pair": "x"})
+    assert process.z.shape == (10, 18)
+    assert torch.equal(process.z[0], torch.ones(18))  # the paper's start
+    assert (process.z[1:] != process.z[:-1]).any(1).all()
+    assert process.normalisation == "biased-softmax"
+    assert (process.facts["pair"], process.facts["steps"]) == ("x", 10)
+    assert any(not torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+def moved(step, lr, steps):
+    """How far z goes in a step, on average, at this learning rate."""
+    for group in step.optimizer.param_groups:
+        group["lr"] = lr
+    distances = []
+    for x, y in batches(steps, int(lr * 1e6)):
+        before = step.z.clone()
+        step(x, y, 0.0)
+        distances.append((step.z - before).abs().mean().item())
+    return statistics.mean(distances)
+
+
+def test_z_keeps_moving_after_the_learning_rate_drops():
+    kept, literal = step_of(), step_of(literal_xi=True)
+    kept_ratio = moved(kept, 0.1, 30) ** -1 * moved(kept, 0.001, 15)
+    literal_ratio = moved(literal, 0.1, 30) ** -1 * moved(literal, 0.001, 15)
+    print(f"movement of z after lr / 100, relative to before: {kept_ratio:.2f}; with Eq. 4's xi: {literal_ratio:.3f}")
+    assert kept_ratio > 0.3
+    assert literal_ratio < 0.1  # the freeze that the default avoids
+
+
+def test_alpha_every_moves_seldom_and_as_far():
+    every, fourth = step_of(), step_of(alpha_every=4)
+    for x, y in batches(40):
+        losses = fourth(x, y, 0.0)
+        assert ("val" in losses) == (fourth.taken % 4 == 1)
+        every(x, y, 0.0)
+    record = fourth.z_record[:40]
+    changed = (record[1:] != record[:-1]).any(1)
+    assert changed.nonzero().flatten().tolist() == list(range(0, 39, 4))
+    ratio = (fourth.z - 1).abs().mean() / (every.z - 1).abs().mean()
+    assert 0.4 < ratio < 2.5
+
+
+def test_both_hypergradients_lead_the_same_way():
+    exact, finite = step_of(), step_of(hypergradient="finite-difference")
+    for x, y in batches(20):
+        exact(x, y, 0.0)
+        finite(x, y, 0.0)
+    together = torch.corrcoef(torch.stack([exact.z, finite.z]))[0, 1].item()
+    assert together > 0.9
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha_every": 3}, {"alpha_first": True}])
+def test_resumes_to_the_same_numbers(tmp_path, options):
+    """Broken off after one epoch of two and gone on with, a search ends where the unbroken one ends."""
+
+    def run(epochs, resume, checkpoint):
+        step = step_of(**options)
+        scheduler = RECIPE.scheduler(step.optimizer, 7)
+        history = fit(step, batches(7), scheduler, epochs, checkpoint=checkpoint, resume=resume)
+        return step, history
+
+    whole, whole_history = run(2, False, None)
+    run(1, False, tmp_path / "search.pt")
+    again, history = run(2, True, tmp_path / "search.pt")
+    assert torch.equal(again.z_record, whole.z_record)
+    for got, want in zip(again.theta, whole.theta, strict=True):
+        assert torch.equal(got, want)
+    drop = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in history] == [
+        {k: v for k, v in row.items() if k not in drop} for row in whole_history
+    ]
+    torch.load(tmp_path / "search.pt", weights_only=True)
+
+
+def test_wrong_words():
+    with pytest.raises(UserError, match="did you mean 'finite-difference'"):
+        step_of(hypergradient="finite-diference")
+    with pytest.raises(UserError, match="--alpha-every must be 1 or more"):
+        step_of(alpha_every=0)
+
+
+def test_a_loss_that_is_not_finite_ends_with_a_sentence(tmp_path):
+    student, teacher = pair()
+    bad = [(x * torch.inf, y) for x, y in batches(3)]
+    with pytest.raises(UserError, match=r"not finite any more \(search, epoch 1\): lower --lr"):
+        search(student, teacher, bad, batches(2, 1), RECIPE, transforms="A")
+
+
+def test_a_torn_checkpoint_is_named(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"torn")
+    student, teacher = pair()
+    with pytest.raises(UserError, match=r"cannot resume from '.*last.pt'"):
+        distill(student, teacher, batches(2), RECIPE, checkpoint=tmp_path / "last.pt", resume=True)
