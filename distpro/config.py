@@ -61,9 +61,9 @@ class Config:
     """Weight of kd's divergence; the cross-entropy has 0.1."""
     temperature: float = 4.0
     """Of kd."""
-    transforms: str = "ABC"
-    """Transform blocks of the pathways: letters of A, B, C, D, T."""
-    pathways: Literal["all", "review"] = "all"
+    transforms: str | None = None
+    """Transform blocks of the pathways: letters of A, B, C, D, E, T."""
+    pathways: Literal["all", "review"] | None = None
     """Every pair of stages, or those with the student's stage at or above the teacher's."""
     pooled: bool | None = None
     """Read the pooled feature as a last stage, as the paper does on ImageNet."""
@@ -106,6 +106,8 @@ class Config:
     seed: int = 0
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
+    threads: int | None = None
+    """CPU threads; one for the digits, whose steps are too small to share."""
     output: Path | None = None
     """Folder of the results; output/DATASET-STUDENT-TIME by default."""
     resume: bool = False
@@ -129,8 +131,8 @@ class Config:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-# What suits a data set; "paper" is the CIFAR-100 recipe of DistPro and ReviewKD.
-PAPER = {
+# What suits a data set; PAPER is the CIFAR-100 recipe of DistPro and ReviewKD.
+PAPER: dict[str, Any] = {
     "teacher": "wrn_40_2",
     "student": "wrn_16_2",
     "epochs": 240,
@@ -140,18 +142,25 @@ PAPER = {
     "lr": 0.1,
     "weight_decay": 5e-4,
     "sched": "step",
+    "transforms": "ABC",
+    "pathways": "all",
+    "pooled": False,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "teacher": "wrn_16_2",
         "student": "wrn_10_1",
-        "epochs": 6,
-        "teacher_epochs": 12,
-        "search_epochs": 6,
-        "batch_size": 64,
-        "lr": 0.1,
+        "epochs": 3,
+        "teacher_epochs": 6,
+        "search_epochs": 3,
+        "batch_size": 16,
+        "lr": 0.05,
         "weight_decay": 5e-4,
         "sched": "cosine",
+        "transforms": "E",
+        "pathways": "all",
+        "pooled": True,
+        "threads": 1,
     },
     "cifar10": PAPER,
     "cifar100": PAPER,
@@ -165,6 +174,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "lr": 0.1,
         "weight_decay": 1e-4,
         "sched": "cosine",
+        "transforms": "E",
+        "pathways": "review",
+        "pooled": True,
     },
 }
 

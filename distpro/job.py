@@ -48,6 +48,8 @@ class Job:
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
         self.device = _device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         self.data = create_dataset(
             config.dataset,
             config.data,
@@ -61,11 +63,12 @@ class Job:
             self.teacher_facts = load_checkpoint(self.teacher, config.teacher_checkpoint)
         self.teacher_ready = config.teacher_checkpoint is not None or config.teacher_pretrained
         student = self._network(str(config.student), "student")
+        pooled = bool(config.pooled)
         self.pathways = all_pathways(
-            len(Features(self.teacher, self.data.shape, config.teacher_layers).shapes),
-            len(Features(student, self.data.shape, config.student_layers).shapes),
-            config.transforms,
-            config.pathways,
+            len(Features(self.teacher, self.data.shape, config.teacher_layers, pooled).shapes),
+            len(Features(student, self.data.shape, config.student_layers, pooled).shapes),
+            str(config.transforms),
+            str(config.pathways),
         )
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
@@ -114,7 +117,7 @@ class Job:
                 raise UserError(f"'{self.folder}' holds a run already: --resume it, or choose another --output")
         elif args.exists():
             ours, theirs = self.config.plain(), yaml.safe_load(args.read_text())
-            free = ("resume", "output", "device", "workers", "config", "data")
+            free = ("resume", "output", "device", "threads", "workers", "config", "data")
             for name, value in ours.items():
                 if name not in free and theirs.get(name) != value:
                     raise UserError(
@@ -159,9 +162,10 @@ class Job:
             image=self.data.shape,
             student_layers=config.student_layers,
             teacher_layers=config.teacher_layers,
-            transforms=config.transforms,
-            pathways=config.pathways,
+            transforms=str(config.transforms),
+            pathways=str(config.pathways),
             distance=config.distance,
+            pooled=bool(config.pooled),
             kd_weight=config.kd_weight or 1.0,
             normalisation=config.normalisation,
             tau=config.tau,

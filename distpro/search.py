@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distpro.errors import UserError, unknown
+from distpro.errors import UserError, run_command, unknown
 from distpro.features import Features, Teacher
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
 from distpro.loop import Observer, fit
@@ -277,3 +278,20 @@ def search(
     )
     facts = {**(facts or {}), "steps": step.taken, "seconds": round(sum(row["seconds"] for row in history), 2)}
     return Process(step.z_record, paths, normalisation, tau, facts)
+
+
+def main() -> None:
+    """The command: teacher and search alone, in the run folder of `python -m distpro.train`."""
+    from distpro.config import parse
+    from distpro.console import Console
+    from distpro.job import Job
+
+    job = Job(parse(program="distpro.search"), Console())
+    job.open_folder()
+    job.prepare_teacher()
+    process = job.search()
+    print(json.dumps({"process": str(job.folder / "process.safetensors"), **process.facts}))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -63,17 +63,22 @@ def _block_d(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
     ]
 
 
+def _block_e(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
+    return [*_conv(s[0], mid, 1), Resize(t[1:]), *_conv(mid, t[0], 3)]
+
+
 def _block_t(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
     return [nn.Conv2d(s[0], t[0], 1), ChannelNorm(t[0]), Resize(t[1:])]
 
 
 # A: linear. B: one, C: two 3x3 convolutions after the attention. D: the block of the authors' release.
-# T: linear + LayerNorm, for token models.
+# E: B without the attention. T: linear + LayerNorm, for token models.
 TRANSFORMS: dict[str, Callable[[Shape, Shape, int], list[nn.Module]]] = {
     "A": _block_a,
     "B": _block_b,
     "C": _block_c,
     "D": _block_d,
+    "E": _block_e,
     "T": _block_t,
 }
 
@@ -81,10 +86,11 @@ TRANSFORMS: dict[str, Callable[[Shape, Shape, int], list[nn.Module]]] = {
 def create_transform(kind: str, student: Shape, teacher: Shape) -> nn.Sequential:
     """The block `kind` from a student map `[C_s, H_s, W_s]` to a teacher's `[C_t, H_t, W_t]`.
 
-    The width between is min(512, C_t, C_s); convolutions start He-normal over their fan-out.
+    The width between is min(512, C_t, C_s). Convolutions start He-normal over their fan-out, but for the attention's,
+    whose fan-out of one would make its map, and so a square of the features, start some ten times too large.
     """
     block = nn.Sequential(*TRANSFORMS[kind](student, teacher, min(512, teacher[0], student[0])))
-    for module in block.modules():
+    for module in block:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return block

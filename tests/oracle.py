@@ -1,4 +1,4 @@
-"""The hypergradient by double backward: slow, independent of distpro's own passes, exact. Tests and benchmarks share it."""
+"""The hypergradient by double backward: slow, independent of distpro's own passes. Tests and benchmarks share it."""
 
 from __future__ import annotations
 

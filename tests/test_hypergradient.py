@@ -1,6 +1,7 @@
 """The hypergradient against double backward through the real optimizer step, and the traps around it."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class Strided(torch.nn.Sequential):
                 torch.nn.Conv2d(o, o, 3, 1, 1, bias=False),
                 torch.nn.BatchNorm2d(o),
             )
-            for i, o in zip(widths, widths[1:], strict=False)
+            for i, o in itertools.pairwise(widths)
         ]
         super().__init__(*stages, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(12, classes))
 

@@ -1,5 +1,7 @@
 """What each method adds to the loss, and what a dropped pathway costs: nothing."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,7 +84,7 @@ def test_uniform_distpro_is_the_mean_of_all_pathways():
 
 
 def calls_of(distiller):
-    counts = {name: 0 for name in distiller.method.paths.blocks}
+    counts = dict.fromkeys(distiller.method.paths.blocks, 0)
     for name, block in distiller.method.paths.blocks.items():
         block.register_forward_pre_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
     return counts
@@ -114,7 +116,7 @@ def test_progress_is_counted_in_train_mode():
         distiller.eval()(x, y)  # an evaluation in between does not count
         distiller.train()
     weights = [process.at(k / 4).sum().item() for k in range(5)]
-    assert all(a > b for a, b in zip(got, got[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(got))
     assert got[4] / got[0] == pytest.approx(weights[4] / weights[0], rel=0.2)
     lost, x, y = pair(process=process, transforms="A")
     with pytest.raises(UserError, match=r"steps=N\), or distiller\(x, y, progress="):
