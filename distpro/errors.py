@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 
 
@@ -32,6 +33,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2."""
+    # torch's own forward mode scripts its formulas, and torch warns of that
+    warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
     try:
         main()
     except UserError as error:

@@ -1,0 +1,210 @@
+"""The commands as a user types them: what they print, what they leave, and what they say to mistakes."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import distpro.config
+import distpro.train
+from distpro import Process
+from distpro.errors import run_command
+from distpro.models import create_model, save_weights
+from distpro.pathways import all_pathways
+
+SHORT = [
+    "--teacher",
+    "resnet8",
+    "--student",
+    "wrn_10_1",
+    "--epochs",
+    "1",
+    "--search-epochs",
+    "1",
+    "--teacher-epochs",
+    "2",
+]
+SHORT += ["--batch-size", "64"]
+
+
+def run(*words, module="distpro.train"):
+    return subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """One short job with every method, as a real process."""
+    folder = tmp_path_factory.mktemp("job") / "out"
+    done = run(*SHORT, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_job_prints_a_table_and_ends_with_json(job):
+    _, done = job
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["top1"]) == {"none", "kd", "reviewkd", "uniform", "distpro"}
+    assert result["teacher_top1"] > 50
+    for heading in ("method", "top-1 %", "against alone", "searched process"):
+        assert heading in done.stdout
+    assert "teacher resnet8: top-1" in done.stdout
+    assert "steps/s" in done.stdout  # plain lines: the output is no terminal
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_run_folder(job):
+    folder, done = job
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    methods = ("none", "kd", "reviewkd", "uniform", "distpro")
+    assert found == {
+        *("args.yaml", "summary.csv", "process.safetensors", "report.html", "search.pt"),
+        *("teacher.safetensors", "teacher/last.pt"),
+        *(f"{m}/{file}" for m in methods for file in ("last.pt", "student.safetensors")),
+    }
+    assert yaml.safe_load((folder / "args.yaml").read_text())["lr"] == 0.05  # what was left out is filled in
+    student = load_file(folder / "distpro/student.safetensors")
+    assert set(student) == set(create_model("wrn_10_1", 10, 1).state_dict())
+    for file in folder.rglob("*.pt"):
+        torch.load(file, weights_only=True)
+    last = torch.load(folder / "kd/last.pt", weights_only=True)
+    assert not any("teacher" in key for key in last["step"])
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [row["method"] for row in rows] == list(methods)
+    result = json.loads(done.stdout.splitlines()[-1])
+    for row in rows:
+        assert float(row["test_top1"]) == pytest.approx(result["top1"][row["method"]], abs=1e-2)
+    report = (folder / "report.html").read_text()
+    for word in ("Teacher stage 1", "searched process", "ReviewKD", "--output"):
+        assert word in report
+    process = Process.load(folder / "process.safetensors")
+    assert process.z.shape == (1438 * 4 // 5 // 64, 16)
+
+
+def test_a_finished_job_is_not_overwritten_but_resumes(job, capsys):
+    folder, done = job
+    assert (
+        mistake(*SHORT, "--output", folder)
+        == f"'{folder}' holds a run already: --resume it, or choose another --output"
+    )
+    assert "begun with epochs = 1, not 2" in mistake(*SHORT, "--epochs", 2, "--output", folder, "--resume")
+    capsys.readouterr()
+    again = run(*SHORT, "--output", folder, "--resume")
+    assert again.returncode == 0, again.stderr
+    first, second = (json.loads(d.stdout.splitlines()[-1]) for d in (done, again))
+    assert second["top1"] == first["top1"]
+
+
+def test_a_part_alone_from_a_saved_process(job, tmp_path):
+    folder, _ = job
+    config = tmp_path / "c.yaml"
+    config.write_text(f"method: distpro\nprocess: final:{folder / 'process.safetensors'}\nepochs: 7\nnesterov: false\n")
+    words = [*SHORT[:4], "--epochs", 1, "--batch-size", 64, "--teacher-checkpoint", folder / "teacher.safetensors"]
+    done = run("--config", config, *words, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    args = yaml.safe_load((tmp_path / "out/args.yaml").read_text())
+    assert (args["epochs"], args["nesterov"], args["method"]) == (1, False, "distpro")  # a flag wins over the file
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("args.yaml", "summary.csv", "last.pt", "student.safetensors", "report.html")
+    }
+
+
+def test_search_alone(job, tmp_path):
+    folder, _ = job
+    words = [*SHORT, "--teacher-checkpoint", folder / "teacher.safetensors", "--output", tmp_path / "out"]
+    done = run(*words, module="distpro.search")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert torch.equal(Process.load(told["process"]).z, Process.load(folder / "process.safetensors").z)
+
+
+def mistake(*words):
+    """The one sentence that these words of a command line earn; the exit code is checked."""
+    from _pytest.monkeypatch import MonkeyPatch
+
+    lines = []
+    with MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["distpro.train", *map(str, words)])
+        patch.setattr("distpro.errors.print", lambda line, **_: lines.append(line), raising=False)
+        with pytest.raises(SystemExit) as left:
+            run_command(distpro.train.main)
+    assert left.value.code == 2
+    assert len(lines) == 1
+    return lines[0].removeprefix("distpro: error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--teacher", "wrn_40_22x"], "unknown model 'wrn_40_22x': did you mean 'wrn_40_2'"),
+        (["--student", "resnet65"], "unknown model 'resnet65': did you mean "),
+        (["--dataset", "digit"], "unknown dataset 'digit': did you mean 'digits'?"),
+        (["--student-layers", "blok1"], "unknown layer of WideResNet 'blok1': did you mean 'block1'"),
+        (["--process", "serch"], "unknown process 'serch': did you mean 'search'?"),
+        (["--process", "nowhere.safetensors"], "no process file 'nowhere.safetensors'"),
+        (["--dataset", "cifar100"], "needs its folder"),
+        (["--dataset", "cifar100", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--dataset", "folder", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--teacher-checkpoint", "none.pth"], "there is no checkpoint 'none.pth'"),
+        (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
+        (["--batch-size", "5000"], "5000"),
+        (["--val-fraction", "1.5"], "--val-fraction must lie between 0 and 1"),
+        (["--transforms", "AQ"], "unknown transform 'Q'"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["--device", "gpu"], "--device gpu cannot be used"),
+        (["--config", "none.yaml"], "no configuration file 'none.yaml'"),
+        (["--student", "no.such.module:net"], "--student no.such.module:net: No module named 'no'"),
+        (["--student", "distpro.models:creat_model"], "has no 'creat_model'; did you mean 'create_model'?"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, sentence, tmp_path):
+    assert sentence in mistake(*words, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_in_files(tmp_path):
+    out = ["--output", tmp_path / "out"]
+    torn = tmp_path / "torn.pth"
+    torn.write_bytes(b"PK\x03\x04 torn")
+    assert str(torn) in mistake("--teacher-checkpoint", torn, *out)
+    wide = tmp_path / "wide.safetensors"
+    save_weights(create_model("wrn_16_2", 100, 1), wide)
+    assert "100 classes" in mistake("--teacher-checkpoint", wide, *out)
+    other = tmp_path / "other.safetensors"
+    save_weights(create_model("resnet8", 10, 1), other)
+    assert "resnet8" in mistake("--teacher-checkpoint", other, *out)
+    process = tmp_path / "p.safetensors"
+    Process.uniform(all_pathways(3, 3, "AB")).save(process)
+    assert "the process is for 18 pathways" in mistake("--process", process, *out)
+    config = tmp_path / "c.yaml"
+    config.write_text("epoch: 3\n")
+    assert f"unknown key in '{config}': 'epoch': did you mean 'epochs'" in mistake("--config", config, *out)
+    config.write_text("epochs: [3\n")
+    assert "is not YAML" in mistake("--config", config, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_flags_and_values_name_the_nearest():
+    for words, near in ((["--epocs", "3"], "--epochs"), (["--method", "reviewk"], "reviewkd")):
+        done = run(*words)
+        assert done.returncode == 2
+        assert near in done.stdout + done.stderr
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    said = mistake(*SHORT, "--method", "none", "--lr", "1e30", "--output", tmp_path / "out")
+    assert said == "the loss is not finite any more (none, epoch 1): lower --lr or --kd-weight"
+
+
+def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):
+    untrained = tmp_path / "t.safetensors"
+    torch.manual_seed(3)
+    save_weights(create_model("resnet8", 10, 1), untrained)
+    arguments = [*SHORT, "--method", "kd", "--teacher-checkpoint", str(untrained), "--output", str(tmp_path / "out")]
+    distpro.train.train(distpro.config.parse(arguments))
+    assert "is near chance (10.00 %)" in " ".join(capsys.readouterr().out.split())
