@@ -196,6 +196,8 @@ class Job:
     ) -> list[dict[str, float]]:
         config = self.config
         values = {**config.plain(), "process": process}
+        if method == "reviewkd":
+            values["kd_weight"] = config.reviewkd_weight
         options = {o: values[o] for o in METHODS[method].options if values.get(o) is not None}
         single = config.method != "all" and name != "teacher"
         return distill(

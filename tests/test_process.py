@@ -148,3 +148,8 @@ def test_names():
     assert len(all_pathways(5, 5, "A", "review")) == 15  # ImageNet
     with pytest.raises(UserError, match="unknown transform 'X'"):
         all_pathways(1, 1, "AX")
+
+
+def test_plot_has_a_panel_for_each_teacher_stage():
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in ramp().plot().axes]
+    assert [t for t in titles if t.startswith("Teacher stage")] == ["Teacher stage 1", "Teacher stage 2"]
