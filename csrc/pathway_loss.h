@@ -34,8 +34,8 @@ struct PathwayPlan {
   std::int64_t means;  // acc elements of all bin means
 };
 
-// l2 and l1 know no planes: pass any dense map (tokens too) with one layout and shape {N, rest, 1, 1}
-// or the like. Within channels_last a plane is a channel of a picture, numbered n * C + c, and a tile
+// l2 and l1 know no planes and no layout: pass any dense map (tokens too) as planes of shape
+// {N, rest, 1, 1} or the like. Within channels_last a plane is a channel of a picture, numbered n * C + c, and a tile
 // never spans two pictures; its channels are a multiple of 16, the last tile of a picture excepted.
 PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape>& shapes,
                          const std::vector<Layout>& layouts,
