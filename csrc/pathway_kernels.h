@@ -101,19 +101,20 @@ double forward_plane(const Geometry& g, const T* s, const T* t, Accumulation<T>*
   return g.full * square + finish_bins(g, bins, 1, 1);
 }
 
-// `lanes` channels of one picture [H, W, C]; `sums` is scratch of 2 * lanes, `bins` [bins, stride].
+// `lanes` channels of one picture [H, W, C]; `sums` is scratch of 3 * lanes, `bins` [bins, stride].
 template <typename T>
 double forward_channels(const Geometry& g, const T* s, const T* t, std::int64_t lanes,
                         Accumulation<T>* bins, std::int64_t stride, Accumulation<T>* sums) {
   using A = Accumulation<T>;
-  A* squares = sums + lanes;
-  for (std::int64_t k = 0; k < lanes; ++k) squares[k] = 0;
+  A* squares = sums + lanes;  // of a segment
+  A* totals = squares + lanes;
+  for (std::int64_t k = 0; k < lanes; ++k) totals[k] = 0;
   for (int b = 0; b < g.bins; ++b) {
     for (std::int64_t k = 0; k < lanes; ++k) bins[b * stride + k] = 0;
   }
   for (int i = 0; i < g.rows.segments; ++i) {
     for (int j = 0; j < g.columns.segments; ++j) {
-      for (std::int64_t k = 0; k < lanes; ++k) sums[k] = 0;
+      for (std::int64_t k = 0; k < 2 * lanes; ++k) sums[k] = 0;
       for (std::int64_t y = g.rows.edge[i]; y < g.rows.edge[i + 1]; ++y) {
         for (std::int64_t x = g.columns.edge[j]; x < g.columns.edge[j + 1]; ++x) {
           const std::int64_t pixel = (y * g.w + x) * g.c;
@@ -125,10 +126,11 @@ double forward_channels(const Geometry& g, const T* s, const T* t, std::int64_t 
         }
       }
       add_to_bins(g, i, j, sums, bins, stride, lanes);
+      for (std::int64_t k = 0; k < lanes; ++k) totals[k] += squares[k];
     }
   }
   double square = 0;
-  for (std::int64_t k = 0; k < lanes; ++k) square += squares[k];
+  for (std::int64_t k = 0; k < lanes; ++k) square += totals[k];
   return g.full * square + finish_bins(g, bins, stride, lanes);
 }
 
@@ -203,7 +205,7 @@ double forward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, 
   if (g.layout == Layout::channels_last) {
     const std::int64_t picture = first / g.c, channel = first % g.c;
     const std::int64_t start = picture * g.c * pixels + channel;
-    A* bins = kept ? kept + picture * g.c * g.bins + channel : sums + 2 * planes;
+    A* bins = kept ? kept + picture * g.c * g.bins + channel : sums + 3 * planes;
     return forward_channels(g, s + start, t + start, planes, bins, kept ? g.c : planes, sums);
   }
   s += first * pixels;

@@ -71,7 +71,7 @@ class Workplace {
     for (const Pathway& p : plan.pathways) {
       geometries_.push_back(geometry(p, plan.distance));
       const std::int64_t lanes = p.layout == Layout::channels_last ? p.tile_planes : 1;
-      most = std::max(most, 2 * std::max(p.shape[3], lanes) + p.bins * lanes);
+      most = std::max(most, 3 * std::max(p.shape[3], lanes) + p.bins * lanes);
     }
     stride_ = static_cast<std::size_t>(most + 15) / 8 * 8;  // 64 bytes apart: no line is shared
     scratch_.resize(stride_ * static_cast<std::size_t>(threads()));

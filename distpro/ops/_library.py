@@ -53,6 +53,26 @@ def refuse_forward_mode(what: str, tensors: Sequence[Tensor]) -> None:
         )
 
 
+def refuse_backward(name: str, sentence: str) -> None:
+    """Without this, PyTorch would only warn and give no gradient."""
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(f"{sentence}; DISTPRO_NATIVE=0 runs its reference, which PyTorch can differentiate")
+
+    torch.library.register_autograd(name, refuse, lib=LIBRARY)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """How a tensor is read: as it is where it is dense in one of these formats, else as a copy in the first."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def dense(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor in the memory format of its counterpart; itself where it already is."""
+    return [x.contiguous(memory_format=memory_format(y)) for x, y in zip(tensors, like, strict=True)]
+
+
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 

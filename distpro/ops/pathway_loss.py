@@ -12,7 +12,7 @@ from torch import Tensor
 from distpro import _native
 from distpro.errors import UserError, unknown
 from distpro.ops import _library, reference
-from distpro.ops._library import addresses
+from distpro.ops._library import addresses, memory_format
 from distpro.ops.reference import DISTANCES, HCL_LEVELS, accumulation
 
 
@@ -79,12 +79,6 @@ def _check(students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Tens
 # -- the operator ------------------------------------------------------------------------------------------------
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    """How a map, and its gradient, are read: as it is where it is dense in one of these, else as a copy."""
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 @functools.lru_cache(maxsize=256)
 def _plan(dtype: torch.dtype, distance: str, shapes: Any, last: Any, teacher_of: Any, tile_elements: int) -> Any:
     kernels = _native.native()
@@ -99,8 +93,8 @@ def _plan(dtype: torch.dtype, distance: str, shapes: Any, last: Any, teacher_of:
 
 def _prepare(students: Sequence[Tensor], teachers: Sequence[Tensor], distance: str) -> tuple[Any, Any, Any]:
     """The plan, and the maps in memory as the plan wants them."""
-    formats = [_format(s) for s in students]
-    students = [s.contiguous(memory_format=f) for s, f in zip(students, formats, strict=True)]
+    formats = [memory_format(s) for s in students]
+    students = _library.dense(students, students)
     numbers = _library.same([(t.data_ptr(), t.shape, t.stride(), f) for t, f in zip(teachers, formats, strict=True)])
     copies = {k: t.contiguous(memory_format=f) for k, t, f in zip(numbers, teachers, formats, strict=True)}
     shapes = tuple(tuple(s.shape) for s in students)
@@ -151,7 +145,7 @@ def _backward(
     distance: str,
 ) -> list[Tensor]:
     kernels: Any = _native.native()
-    gradients = [torch.empty_like(s, memory_format=_format(s)) for s in students]
+    gradients = [torch.empty_like(s, memory_format=memory_format(s)) for s in students]
     plan, students, teachers = _prepare(students, teachers, distance)
     maps = addresses(students), addresses(teachers), addresses(gradients)
     factors = [weights.contiguous(), grad_loss.contiguous(), grad_per_pathway.contiguous(), means]
@@ -161,7 +155,7 @@ def _backward(
 
 
 def _fake_backward(students: Sequence[Tensor], *others: Any) -> list[Tensor]:
-    return [torch.empty_like(s, memory_format=_format(s)) for s in students]
+    return [torch.empty_like(s, memory_format=memory_format(s)) for s in students]
 
 
 _FORWARD = _library.register(
@@ -199,11 +193,5 @@ def _differentiate(ctx: Any, grad_loss: Tensor, grad_per_pathway: Tensor, _: Ten
     return gradients, nothing, grad_loss * per_pathway, None, None
 
 
-def _refuse(ctx: Any, *gradients: Any) -> Any:
-    raise RuntimeError(
-        "pathway_loss has no second derivatives; DISTPRO_NATIVE=0 runs its reference, which has them, in PyTorch"
-    )
-
-
 torch.library.register_autograd(_FORWARD, _differentiate, setup_context=_save, lib=_library.LIBRARY)
-torch.library.register_autograd(_BACKWARD, _refuse, lib=_library.LIBRARY)
+_library.refuse_backward(_BACKWARD, "pathway_loss has no second derivatives")
