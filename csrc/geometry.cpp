@@ -24,7 +24,8 @@ Axis axis(std::int64_t size, const Geometry& g) {
     const std::vector<Bin> bins = pool_bins(size, g.level[l]);
     for (int i = 0; i < result.segments; ++i) {
       int& first = result.first[l][i];
-      while (bins[static_cast<std::size_t>(first)].end <= edges[static_cast<std::size_t>(i)]) ++first;
+      while (bins[static_cast<std::size_t>(first)].end <= edges[static_cast<std::size_t>(i)])
+        ++first;
       int end = first;
       while (end < g.level[l] &&
              bins[static_cast<std::size_t>(end)].start <= edges[static_cast<std::size_t>(i)]) {
@@ -44,7 +45,8 @@ Geometry geometry(const Pathway& pathway, Distance distance) {
   g.layout = pathway.layout;
   g.n = pathway.shape[0], g.c = pathway.shape[1], g.h = pathway.shape[2], g.w = pathway.shape[3];
   const double planes = static_cast<double>(g.n) * static_cast<double>(g.c);
-  g.full = pathway.levels[0].weight / (planes * static_cast<double>(g.h) * static_cast<double>(g.w));
+  g.full =
+      pathway.levels[0].weight / (planes * static_cast<double>(g.h) * static_cast<double>(g.w));
   for (std::size_t k = 1; k < pathway.levels.size(); ++k) {
     const auto level = static_cast<int>(pathway.levels[k].level);
     g.level[g.levels] = level;
@@ -57,6 +59,7 @@ Geometry geometry(const Pathway& pathway, Distance distance) {
       }
     }
   }
+  g.nested = g.levels > 0 && g.h % g.level[0] == 0 && g.w % g.level[0] == 0;
   g.rows = axis(g.h, g);
   g.columns = axis(g.w, g);
   return g;

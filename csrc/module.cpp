@@ -75,8 +75,8 @@ void require_size(const char* what, std::size_t expected, std::size_t found) {
                               " addresses, got " + std::to_string(found));
 }
 
-// Runs the kernel of the device: cuda:: with a stream where `stream` is given, else cpu::. The GIL is
-// free meanwhile.
+// Runs the kernel of the device: cuda:: with a stream where `stream` is given, else cpu::. The GIL
+// is free meanwhile.
 template <typename OnCpu, typename OnCuda, typename Plan, typename Call>
 void dispatch(OnCpu on_cpu, [[maybe_unused]] OnCuda on_cuda, const Plan& plan, const Call& call,
               std::optional<std::uintptr_t> stream) {
@@ -101,8 +101,12 @@ void pathway_loss_forward(const distpro::PathwayPlan& plan, const Addresses& stu
                           std::optional<std::uintptr_t> stream) {
   require_size("students", plan.pathways.size(), students.size());
   require_size("teachers", plan.pathways.size(), teachers.size());
-  const distpro::LossForward call{students.data(),  teachers.data(),      pointer(weights),
-                                  pointer(loss),    pointer(per_pathway), pointer(means),
+  const distpro::LossForward call{students.data(),
+                                  teachers.data(),
+                                  pointer(weights),
+                                  pointer(loss),
+                                  pointer(per_pathway),
+                                  pointer(means),
                                   static_cast<double*>(pointer(partials))};
   dispatch(DISTPRO_KERNELS(pathway_loss_forward), plan, call, stream);
 }
@@ -115,9 +119,8 @@ void pathway_loss_backward(const distpro::PathwayPlan& plan, const Addresses& st
   require_size("students", plan.pathways.size(), students.size());
   require_size("teachers", plan.pathways.size(), teachers.size());
   require_size("gradients", plan.pathways.size(), gradients.size());
-  const distpro::LossBackward call{students.data(),    teachers.data(),
-                                   gradients.data(),   pointer(weights),
-                                   pointer(grad_loss), pointer(grad_per_pathway),
+  const distpro::LossBackward call{students.data(),  teachers.data(),    gradients.data(),
+                                   pointer(weights), pointer(grad_loss), pointer(grad_per_pathway),
                                    pointer(means)};
   dispatch(DISTPRO_KERNELS(pathway_loss_backward), plan, call, stream);
 }
@@ -139,8 +142,13 @@ void perturb(const distpro::VectorPlan& plan, const Addresses& parameters,
   for (const Addresses* list : {&parameters, &directions, &plus, &minus}) {
     require_size("perturb", plan.sizes.size(), list->size());
   }
-  const distpro::Perturb call{parameters.data(), directions.data(), plus.data(), minus.data(),
-                              radius, pointer(epsilon), static_cast<double*>(pointer(partials))};
+  const distpro::Perturb call{parameters.data(),
+                              directions.data(),
+                              plus.data(),
+                              minus.data(),
+                              radius,
+                              pointer(epsilon),
+                              static_cast<double*>(pointer(partials))};
   dispatch(DISTPRO_KERNELS(perturb), plan, call, stream);
 }
 

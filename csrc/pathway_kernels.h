@@ -1,6 +1,7 @@
-// One tile of the pathway loss. Included inside a namespace once per instruction set, after storage.h:
-// no includes, and nothing that the linker could merge across instruction sets. Many short sums run
-// side by side and end in a double: they vectorise, and no float adds up more than a plane.
+// One tile of the pathway loss. Included inside a namespace once per instruction set, after
+// storage.h: no includes, and nothing that the linker could merge across instruction sets. Many
+// short sums run side by side and end in a double: they vectorise, and no float adds up more than a
+// plane.
 
 constexpr int kLanes = 32;  // independent sums of a flat loop; enough to fill any vector unit
 
@@ -73,32 +74,50 @@ double finish_bins(const Geometry& g, A* bins, std::int64_t stride, std::int64_t
   return loss;
 }
 
-// One plane [H, W]; `sums` is scratch of 2 W, `bins` takes the means of the plane.
+constexpr int kSide = 16;  // planes that the kernel for any bins takes side by side
+
+// Up to kSide planes [H, W] with bins of any kind, turned row by row so that they lie side by side:
+// short rows and odd bins then cost no more than long ones. `means`: [planes, bins], or null.
 template <typename T>
-double forward_plane(const Geometry& g, const T* s, const T* t, Accumulation<T>* bins,
-                     Accumulation<T>* sums) {
+double forward_planes(const Geometry& g, const T* s, const T* t, std::int64_t planes,
+                      Accumulation<T>* means, Accumulation<T>* scratch) {
   using A = Accumulation<T>;
-  A* squares = sums + g.w;
-  for (std::int64_t x = 0; x < g.w; ++x) squares[x] = 0;
-  for (int b = 0; b < g.bins; ++b) bins[b] = 0;
+  A bins[kMaxBins * kSide] = {}, squares[kSide] = {};
+  A* turned = scratch;  // [W, kSide]
+  for (std::int64_t x = 0; x < g.w * kSide; ++x) turned[x] = 0;
   for (int i = 0; i < g.rows.segments; ++i) {
-    for (std::int64_t x = 0; x < g.w; ++x) sums[x] = 0;
+    A sums[kMaxSegments * kSide] = {}, row_squares[kSide] = {};
     for (std::int64_t y = g.rows.edge[i]; y < g.rows.edge[i + 1]; ++y) {
-      for (std::int64_t x = 0; x < g.w; ++x) {
-        const A d = load(s[y * g.w + x]) - load(t[y * g.w + x]);
-        sums[x] += d;
-        squares[x] += d * d;
+      for (std::int64_t p = 0; p < planes; ++p) {
+        const std::int64_t row = (p * g.h + y) * g.w;
+        for (std::int64_t x = 0; x < g.w; ++x) {
+          turned[x * kSide + p] = load(s[row + x]) - load(t[row + x]);
+        }
+      }
+      for (int j = 0; j < g.columns.segments; ++j) {
+        A* sum = sums + j * kSide;
+        for (std::int64_t x = g.columns.edge[j]; x < g.columns.edge[j + 1]; ++x) {
+          for (int k = 0; k < kSide; ++k) {
+            const A d = turned[x * kSide + k];
+            sum[k] += d;
+            row_squares[k] += d * d;
+          }
+        }
       }
     }
     for (int j = 0; j < g.columns.segments; ++j) {
-      A sum = 0;
-      for (std::int64_t x = g.columns.edge[j]; x < g.columns.edge[j + 1]; ++x) sum += sums[x];
-      add_to_bins(g, i, j, &sum, bins, 1, 1);
+      add_to_bins(g, i, j, sums + j * kSide, bins, kSide, kSide);
     }
+    for (int k = 0; k < kSide; ++k) squares[k] += row_squares[k];
   }
   double square = 0;
-  for (std::int64_t x = 0; x < g.w; ++x) square += squares[x];
-  return g.full * square + finish_bins(g, bins, 1, 1);
+  for (int k = 0; k < kSide; ++k) square += squares[k];
+  const double loss = g.full * square + finish_bins(g, bins, kSide, kSide);
+  if (!means) return loss;
+  for (std::int64_t p = 0; p < planes; ++p) {
+    for (int b = 0; b < g.bins; ++b) means[p * g.bins + b] = bins[b * kSide + p];
+  }
+  return loss;
 }
 
 // `lanes` channels of one picture [H, W, C]; `sums` is scratch of 3 * lanes, `bins` [bins, stride].
@@ -118,11 +137,7 @@ double forward_channels(const Geometry& g, const T* s, const T* t, std::int64_t 
       for (std::int64_t y = g.rows.edge[i]; y < g.rows.edge[i + 1]; ++y) {
         for (std::int64_t x = g.columns.edge[j]; x < g.columns.edge[j + 1]; ++x) {
           const std::int64_t pixel = (y * g.w + x) * g.c;
-          for (std::int64_t k = 0; k < lanes; ++k) {
-            const A d = load(s[pixel + k]) - load(t[pixel + k]);
-            sums[k] += d;
-            squares[k] += d * d;
-          }
+          accumulate_run(s + pixel, t + pixel, lanes, sums, squares);
         }
       }
       add_to_bins(g, i, j, sums, bins, stride, lanes);
@@ -151,20 +166,27 @@ void offset_of(const Geometry& g, int row, int column, const A* bins, std::int64
 }
 
 template <typename T>
-void backward_plane(const Geometry& g, const T* s, const T* t, T* gradient,
-                    const Accumulation<T>* bins, double coefficient, Accumulation<T>* offsets) {
+void backward_planes(const Geometry& g, const T* s, const T* t, T* gradient, std::int64_t planes,
+                     const Accumulation<T>* means, double coefficient, Accumulation<T>* offsets) {
   using A = Accumulation<T>;
   const A scale = static_cast<A>(2 * coefficient * g.full);
+  A bins[kMaxBins * kSide] = {};
+  for (std::int64_t p = 0; p < planes; ++p) {
+    for (int b = 0; b < g.bins; ++b) bins[b * kSide + p] = means[p * g.bins + b];
+  }
   for (int i = 0; i < g.rows.segments; ++i) {
+    A offset[kMaxSegments * kSide];
     for (int j = 0; j < g.columns.segments; ++j) {
-      A offset;
-      offset_of(g, i, j, bins, 1, coefficient, &offset, 1);
-      for (std::int64_t x = g.columns.edge[j]; x < g.columns.edge[j + 1]; ++x) offsets[x] = offset;
+      offset_of(g, i, j, bins, kSide, coefficient, offset + j * kSide, kSide);
     }
-    for (std::int64_t y = g.rows.edge[i]; y < g.rows.edge[i + 1]; ++y) {
-      for (std::int64_t x = 0; x < g.w; ++x) {
-        const A d = load(s[y * g.w + x]) - load(t[y * g.w + x]);
-        store(gradient[y * g.w + x], scale * d + offsets[x]);
+    for (std::int64_t p = 0; p < planes; ++p) {
+      for (int j = 0; j < g.columns.segments; ++j) {
+        const A value = offset[j * kSide + p];
+        for (std::int64_t x = g.columns.edge[j]; x < g.columns.edge[j + 1]; ++x) offsets[x] = value;
+      }
+      for (std::int64_t y = g.rows.edge[i]; y < g.rows.edge[i + 1]; ++y) {
+        const std::int64_t row = (p * g.h + y) * g.w;
+        gradient_run(s + row, t + row, gradient + row, g.w, scale, offsets);
       }
     }
   }
@@ -181,18 +203,15 @@ void backward_channels(const Geometry& g, const T* s, const T* t, T* gradient, s
       for (std::int64_t y = g.rows.edge[i]; y < g.rows.edge[i + 1]; ++y) {
         for (std::int64_t x = g.columns.edge[j]; x < g.columns.edge[j + 1]; ++x) {
           const std::int64_t pixel = (y * g.w + x) * g.c;
-          for (std::int64_t k = 0; k < lanes; ++k) {
-            const A d = load(s[pixel + k]) - load(t[pixel + k]);
-            store(gradient[pixel + k], scale * d + offsets[k]);
-          }
+          gradient_run(s + pixel, t + pixel, gradient + pixel, lanes, scale, offsets);
         }
       }
     }
   }
 }
 
-// The part of the pathway's loss that `planes` planes from `first` give. `means`: the pathway's own,
-// or null; `scratch`: see scratch_of.
+// The part of the pathway's loss that `planes` planes from `first` give. `means`: the pathway's
+// own, or null; `scratch`: see scratch_of.
 template <typename T>
 double forward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, const void* student,
                     const void* teacher, void* means, void* scratch) {
@@ -212,10 +231,18 @@ double forward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, 
   t += first * pixels;
   if (g.distance == Distance::l1) return g.full * forward_flat<true>(s, t, planes * pixels);
   if (g.levels == 0) return g.full * forward_flat<false>(s, t, planes * pixels);
+  if (g.nested) {
+    const auto run = g.w == 8    ? forward_nested<8, T>
+                     : g.w == 16 ? forward_nested<16, T>
+                     : g.w == 32 ? forward_nested<32, T>
+                                 : forward_nested<0, T>;
+    return run(g, s, t, planes, kept ? kept + first * g.bins : nullptr, sums);
+  }
   double loss = 0;
-  for (std::int64_t p = 0; p < planes; ++p) {
-    A* bins = kept ? kept + (first + p) * g.bins : sums + 2 * g.w;
-    loss += forward_plane(g, s + p * pixels, t + p * pixels, bins, sums);
+  for (std::int64_t p = 0; p < planes; p += kSide) {
+    const std::int64_t count = planes - p < kSide ? planes - p : kSide;
+    A* bins = kept ? kept + (first + p) * g.bins : nullptr;
+    loss += forward_planes(g, s + p * pixels, t + p * pixels, count, bins, sums);
   }
   return loss;
 }
@@ -247,11 +274,17 @@ void backward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, c
     backward_flat<true>(s, t, out, planes * pixels, static_cast<A>(coefficient * g.full));
   } else if (g.levels == 0) {
     backward_flat<false>(s, t, out, planes * pixels, static_cast<A>(2 * coefficient * g.full));
+  } else if (g.nested) {
+    const auto run = g.w == 8    ? backward_nested<8, T>
+                     : g.w == 16 ? backward_nested<16, T>
+                     : g.w == 32 ? backward_nested<32, T>
+                                 : backward_nested<0, T>;
+    run(g, s, t, out, planes, kept + first * g.bins, coefficient, offsets);
   } else {
-    for (std::int64_t p = 0; p < planes; ++p) {
-      const std::int64_t plane = p * pixels;
+    for (std::int64_t p = 0; p < planes; p += kSide) {
+      const std::int64_t count = planes - p < kSide ? planes - p : kSide, plane = p * pixels;
       const A* bins = kept + (first + p) * g.bins;
-      backward_plane(g, s + plane, t + plane, out + plane, bins, coefficient, offsets);
+      backward_planes(g, s + plane, t + plane, out + plane, count, bins, coefficient, offsets);
     }
   }
 }

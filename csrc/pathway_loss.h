@@ -1,6 +1,6 @@
 // The feature losses of all pathways, forward and backward. cpu:: and cuda:: do the same work; the
-// CUDA one only launches on `stream` (a cudaStream_t) and never waits for it. All addresses lie on the
-// device of the call. "acc" below is the accumulation type of the plan's dtype.
+// CUDA one only launches on `stream` (a cudaStream_t) and never waits for it. All addresses lie on
+// the device of the call. "acc" below is the accumulation type of the plan's dtype.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@
 
 namespace distpro {
 
-// One pathway as the plan sees it. Its tile k is tiles[first_tile + k * tile_stride]: the pathways of
-// one teacher map alternate, and all of them have as many tiles.
+// One pathway as the plan sees it. Its tile k is tiles[first_tile + k * tile_stride]: the pathways
+// of one teacher map alternate, and all of them have as many tiles.
 struct Pathway {
   Shape shape;                // N, C, H, W
   Layout layout;              // of student, teacher and gradient
@@ -35,8 +35,9 @@ struct PathwayPlan {
 };
 
 // l2 and l1 know no planes and no layout: pass any dense map (tokens too) as planes of shape
-// {N, rest, 1, 1} or the like. Within channels_last a plane is a channel of a picture, numbered n * C + c, and a tile
-// never spans two pictures; its channels are a multiple of 16, the last tile of a picture excepted.
+// {N, rest, 1, 1} or the like. Within channels_last a plane is a channel of a picture, numbered n *
+// C + c, and a tile never spans two pictures; its channels are a multiple of 16, the last tile of a
+// picture excepted.
 PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape>& shapes,
                          const std::vector<Layout>& layouts,
                          const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements);
@@ -48,15 +49,16 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
 struct LossForward {
   const std::uintptr_t* students;  // P addresses, in host memory
   const std::uintptr_t* teachers;
-  const void* weights;   // acc [P]
-  void* loss;            // acc []: sum of weights[p] * per_pathway[p], summed in double
-  void* per_pathway;     // acc [P]
-  void* means;           // acc [plan.means], or null: do not keep them
-  double* partials;      // workspace [tiles]: the part of per_pathway that the tile gives
+  const void* weights;  // acc [P]
+  void* loss;           // acc []: sum of weights[p] * per_pathway[p], summed in double
+  void* per_pathway;    // acc [P]
+  void* means;          // acc [plan.means], or null: do not keep them
+  double* partials;     // workspace [tiles]: the part of per_pathway that the tile gives
 };
 
 // gradients[p] = coefficient[p] * d per_pathway[p] / d students[p], coefficient[p] =
-// weights[p] * grad_loss + grad_per_pathway[p]. For weights[p] = 0 it is filled with 0 and no map read.
+// weights[p] * grad_loss + grad_per_pathway[p]. For weights[p] = 0 it is filled with 0 and no map
+// read.
 struct LossBackward {
   const std::uintptr_t* students;
   const std::uintptr_t* teachers;

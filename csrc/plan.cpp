@@ -41,7 +41,8 @@ void check_shape(std::size_t pathway, const Shape& shape) {
           ", more elements than 64 bits count");
 }
 
-// Planes of a tile: `wanted`, but at least one (16 channels) and whole groups where it can hold one.
+// Planes of a tile: `wanted`, but at least one (16 channels) and whole groups where it can hold
+// one.
 std::int64_t tile_step(std::int64_t run, std::int64_t wanted, bool channels_last) {
   const std::int64_t group = channels_last ? kChannelGroup : kPlaneGroup;
   const std::int64_t step = std::clamp<std::int64_t>(wanted, 1, run);
@@ -81,8 +82,8 @@ std::vector<Bin> pool_bins(std::int64_t size, std::int64_t level) {
 }
 
 std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
-                            const std::vector<std::int64_t>& teacher_of,
-                            std::int64_t tile_elements, const std::vector<Layout>& layouts) {
+                            const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
+                            const std::vector<Layout>& layouts) {
   require(layouts.empty() || layouts.size() == shapes.size(), "tile_plan: ", shapes.size(),
           " shapes, but ", layouts.size(), " layouts");
   require(shapes.size() == teacher_of.size(), "tile_plan: ", shapes.size(), " shapes, but ",

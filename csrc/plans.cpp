@@ -16,8 +16,8 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
   }
   PathwayPlan plan{dtype, distance, {}, tile_plan(shapes, teacher_of, tile_elements, layouts), 0};
   for (std::size_t p = 0; p < shapes.size(); ++p) {
-    Pathway pathway{shapes[p], layouts.empty() ? Layout::planes : layouts[p], {{0, 1.0}}, 0, 0, 0,
-                    0,         0,          0};
+    Pathway pathway{
+        shapes[p], layouts.empty() ? Layout::planes : layouts[p], {{0, 1.0}}, 0, 0, 0, 0, 0, 0};
     if (distance == Distance::hcl) pathway.levels = hcl_levels(shapes[p][2]);
     for (const Level& l : pathway.levels) pathway.bins += l.level * l.level;
     pathway.first_mean = plan.means;

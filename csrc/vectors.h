@@ -1,5 +1,5 @@
-// Operations on lists of flat arrays: inner products, and the two sides of a perturbation. cpu:: and
-// cuda:: do the same work, as in pathway_loss.h.
+// Operations on lists of flat arrays: inner products, and the two sides of a perturbation. cpu::
+// and cuda:: do the same work, as in pathway_loss.h.
 #pragma once
 
 #include <cstdint>

@@ -1,13 +1,14 @@
 // Inner products and perturbations on the CPU; partials are added up in the order of the tiles.
-#include "vectors.h"
-
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 
+#include "vectors.h"
+
 namespace distpro::cpu {
 namespace {
 
+constexpr int kVectorBytes = 16;
 #include "storage.h"
 
 constexpr int kLanes = 16;
@@ -42,7 +43,8 @@ void dots_of_tiles(const VectorPlan& plan, const std::uintptr_t* left, const std
 #pragma omp parallel for schedule(static) if (tiles > 1)
   for (std::int64_t i = 0; i < tiles; ++i) {
     const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
-    partials[i] = dot(at<T>(left[tile.pathway], tile), at<T>(right[tile.pathway], tile), tile.planes);
+    partials[i] =
+        dot(at<T>(left[tile.pathway], tile), at<T>(right[tile.pathway], tile), tile.planes);
   }
 }
 
