@@ -12,6 +12,7 @@ namespace {
 constexpr std::int64_t kMaxElements = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kMaxTiles = std::numeric_limits<std::int32_t>::max();  // one grid's blocks
 constexpr std::int64_t kPlaneGroup = 8;
+constexpr std::int64_t kChannelGroup = 16;
 
 template <typename... Parts>
 void require(bool good, const Parts&... parts) {
@@ -38,6 +39,15 @@ void check_shape(std::size_t pathway, const Shape& shape) {
   }
   require(room >= 1, "tile_plan: pathway ", pathway, " has shape ", to_string(shape),
           ", more elements than 64 bits count");
+}
+
+// Planes of a tile: `wanted`, but at least one (16 channels) and whole groups where it can hold
+// one.
+std::int64_t tile_step(std::int64_t run, std::int64_t wanted, bool channels_last) {
+  const std::int64_t group = channels_last ? kChannelGroup : kPlaneGroup;
+  const std::int64_t step = std::clamp<std::int64_t>(wanted, 1, run);
+  if (step >= group) return step - step % group;
+  return channels_last ? std::min(group, run) : step;
 }
 
 }  // namespace
@@ -72,8 +82,10 @@ std::vector<Bin> pool_bins(std::int64_t size, std::int64_t level) {
 }
 
 std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
-                            const std::vector<std::int64_t>& teacher_of,
-                            std::int64_t tile_elements) {
+                            const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
+                            const std::vector<Layout>& layouts) {
+  require(layouts.empty() || layouts.size() == shapes.size(), "tile_plan: ", shapes.size(),
+          " shapes, but ", layouts.size(), " layouts");
   require(shapes.size() == teacher_of.size(), "tile_plan: ", shapes.size(), " shapes, but ",
           teacher_of.size(), " teacher maps; each pathway needs one of both");
   require(tile_elements >= 1, "tile_plan: tile_elements is ", tile_elements,
@@ -91,22 +103,29 @@ std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
             " share teacher map ", teacher_of[p],
             ", but their shapes differ: ", to_string(shapes[group.front()]), " and ",
             to_string(shapes[p]));
+    require(layouts.empty() || layouts[p] == layouts[group.front()], "tile_plan: pathways ",
+            group.front(), " and ", p, " share teacher map ", teacher_of[p],
+            ", but their layouts differ");
   }
 
   std::vector<Tile> tiles;
   for (const std::vector<std::size_t>& group : groups) {
     const auto [n, c, h, w] = shapes[group.front()];
-    const std::int64_t planes = n * c;
-    std::int64_t step = std::clamp<std::int64_t>(tile_elements / (h * w), 1, planes);
-    if (step >= kPlaneGroup) step -= step % kPlaneGroup;
+    const bool last = !layouts.empty() && layouts[group.front()] == Layout::channels_last;
+    const std::int64_t run = last ? c : n * c;  // planes that a tile may come from
+    const std::int64_t step = tile_step(run, tile_elements / (h * w), last);
+    const std::int64_t runs = n * c / run;
     const auto pathways = static_cast<std::int64_t>(group.size());
     const std::int64_t room = kMaxTiles - static_cast<std::int64_t>(tiles.size());
-    require(ceil_div(planes, step) <= room / pathways, "tile_plan: tiles of ", tile_elements,
+    require(ceil_div(run, step) <= room / pathways / runs, "tile_plan: tiles of ", tile_elements,
             " elements make more than ", kMaxTiles, " tiles; raise tile_elements");
-    tiles.reserve(tiles.size() + static_cast<std::size_t>(ceil_div(planes, step) * pathways));
-    for (std::int64_t first = 0; first < planes; first += step) {
-      for (const std::size_t p : group) {
-        tiles.push_back({static_cast<std::int64_t>(p), first, std::min(step, planes - first)});
+    tiles.reserve(tiles.size() + static_cast<std::size_t>(ceil_div(run, step) * runs * pathways));
+    for (std::int64_t start = 0; start < n * c; start += run) {
+      for (std::int64_t first = 0; first < run; first += step) {
+        for (const std::size_t p : group) {
+          tiles.push_back(
+              {static_cast<std::int64_t>(p), start + first, std::min(step, run - first)});
+        }
       }
     }
   }

@@ -32,6 +32,20 @@ def native() -> ModuleType | None:
     return module
 
 
+def serves(device_type: str) -> bool:
+    """Whether the kernels work on tensors of such a device; False: the references do, as `native` would have it."""
+    module = native()
+    if module is None or device_type in ("cpu", "meta"):
+        return module is not None
+    lacking = module.build_info()["cuda_why_not"] if device_type == "cuda" else f"none for device '{device_type}'"
+    if lacking:
+        sentence = f"the native layer has no kernels for {device_type} tensors: {lacking}"
+        if _mode() == "1":
+            raise UserError(f"{sentence}; build with nvcc at hand, or drop DISTPRO_NATIVE=1")
+        _warn_once(f"{sentence}. The references in PyTorch are right, but slower.")
+    return not lacking
+
+
 def why_not() -> str | None:
     """Why the native layer is not in use, or None if it is. Never warns, never raises for a missing layer."""
     return _load()[1]

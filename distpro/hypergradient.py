@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distpro.errors import UserError
+from distpro.ops import pathway_dots, perturb
 from distpro.pathways import Pathways
 
 RADIUS = 0.01  # of the finite difference: epsilon = RADIUS / norm(direction), as in DARTS
@@ -93,7 +94,7 @@ def exact(
     missing = [j for j in set(student_stage) if tangents[j - 1] is None]
     if missing:
         raise UserError(f"no forward derivative reaches the student's stage {missing[0]}: use finite-difference")
-    dots = torch.stack([(g * tangents[j - 1]).sum() for g, j in zip(gradients, student_stage, strict=True)])
+    dots = pathway_dots(gradients, [tangents[j - 1] for j in student_stage])
     return torch.where(factors == 0, 0, dots / factors)
 
 
@@ -110,19 +111,17 @@ def finite_difference(
 ) -> Tensor:
     """h `[P]` as Eq. 5 has it: the losses at theta +- epsilon * direction, central, epsilon = radius / norm.
 
-    phi, the parameters of the transforms, are held. Zero where the direction is zero.
+    phi, the parameters of the transforms, are held. Zero where the direction is zero, NaN where it is not finite.
     """
-    norm = torch.stack(torch._foreach_norm(list(direction))).norm()
-    epsilon = torch.where(norm > 0, radius / norm, torch.zeros_like(norm))
+    plus, minus, epsilon = perturb(theta, direction, radius)
+    module = pathways.module
+    assert isinstance(module, Pathways)
 
-    def losses(sign: int) -> Tensor:
-        shifted = [p + sign * epsilon * d for p, d in zip(theta, direction, strict=True)]
-        module = pathways.module
-        assert isinstance(module, Pathways)
+    def losses(shifted: Sequence[Tensor]) -> Tensor:
         return pathways(phi, module.sources(student(shifted, x).maps), teacher_maps, x.new_ones(len(module)))[1]
 
-    difference = losses(+1) - losses(-1)
-    return torch.where(norm > 0, difference / (2 * epsilon), torch.zeros_like(difference))
+    difference = losses(plus) - losses(minus)
+    return torch.where(epsilon == 0, 0, difference / (2 * epsilon))
 
 
 def through_normalisation(h: Tensor, z: Tensor, normalise: Any, scale: float) -> Tensor:

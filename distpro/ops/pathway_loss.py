@@ -1,62 +1,197 @@
-"""The feature losses of all pathways and their weighted sum."""
+"""The feature losses of all pathways and their weighted sum, in one pass over the maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-HCL_LEVELS = (4, 2, 1)
-
-
-def l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two maps of one shape."""
-    return (student - teacher).square().mean()
-
-
-def l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean absolute difference of two maps of one shape."""
-    return (student - teacher).abs().mean()
-
-
-def hcl(student: Tensor, teacher: Tensor) -> Tensor:
-    """Hierarchical context loss of two maps `[N, C, H, W]` (Chen et al., ReviewKD, CVPR 2021).
-
-    The mean squared difference of the full maps, and of the maps pooled to l x l for each l in (4, 2, 1) with
-    l < H, weighted 1, 1/2, 1/4, 1/8 in the order used and divided by the sum of these weights. Pooling is
-    linear, so the difference is pooled once instead of both maps.
-    """
-    difference = student - teacher
-    total, weight, weights = difference.square().mean(), 1.0, 1.0
-    for level in HCL_LEVELS:
-        if level < difference.shape[2]:
-            weight /= 2
-            weights += weight
-            total = total + weight * F.adaptive_avg_pool2d(difference, level).square().mean()
-    return total / weights
-
-
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"hcl": hcl, "l2": l2, "l1": l1}
+from distpro import _native
+from distpro.errors import UserError, unknown
+from distpro.ops import _library, reference
+from distpro.ops._library import addresses, memory_format
+from distpro.ops.reference import DISTANCES, HCL_LEVELS, accumulation
 
 
 def pathway_loss(
     students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Tensor, distance: str = "hcl"
 ) -> tuple[Tensor, Tensor]:
-    """`(loss, per_pathway)`: the weighted sum of P feature losses (Eq. 2's inner sum), and the P losses `[P]`.
+    """`(loss, per_pathway)`: the weighted sum of P feature losses (Eq. 2's inner sum) `[]`, and the P losses `[P]`.
 
-    `students[p]` and `teachers[p]` are maps `[N, C, H, W]` of one shape (tokens `[N, L, C]` with l2 and l1);
-    `weights` is `[P]`. Gradients flow to the students and the weights through both results.
+    students, teachers: P maps each, `[N, C, H, W]`, with l2 and l1 of any shape (tokens `[N, L, C]`);
+        `students[p]` and `teachers[p]` have one shape. float32, bfloat16, float16 or float64 on one device; unlike
+        types are converted to their common one first.
+    weights: `[P]`. A pathway of weight 0 is not read: its loss, and its gradients, are 0 whatever its maps hold.
+    distance: hcl, l2 or l1.
+
+    Both results are float32, for float64 maps float64, and all sums are accumulated in it or better. Gradients flow
+    to the students and the weights through both. Maps dense as [N, C, H, W] or channels_last are read in place,
+    others copied; a teacher's map is best in the layout of its students. The same inputs give the same bits, with
+    any number of threads.
+
+    Raises `UserError` for maps that do not fit each other, a teacher that requires a gradient, and forward-mode
+    differentiation; `RuntimeError` for second derivatives of the students.
 
     Equivalent to:
-        per_pathway = torch.stack([DISTANCES[distance](s, t) for s, t in zip(students, teachers)])
+        per_pathway = torch.stack([DISTANCES[distance](s - t) for s, t in zip(students, teachers)])
         loss = (weights * per_pathway).sum()
     """
-    measure = DISTANCES[distance]
+    if distance not in DISTANCES:
+        raise unknown("distance", distance, DISTANCES)
+    if not len(students) == len(teachers) == weights.shape[0]:
+        raise UserError(f"{len(students)} student maps, {len(teachers)} teacher maps and {weights.shape[0]} weights")
     if not students:
         empty = weights.new_zeros(0)
         return empty.sum(), empty
-    losses = [measure(s, t) for s, t in zip(students, teachers, strict=True)]
-    per_pathway = torch.stack(losses)
-    return (weights.to(per_pathway.dtype) * per_pathway).sum(), per_pathway
+    _check(students, teachers, weights, distance)
+    if not _library.serves(weights.device.type):
+        return reference.pathway_loss(students, teachers, weights, distance)
+    _library.refuse_forward_mode("pathway_loss", [*students, weights])
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*students, *teachers)])
+    _library.check_dtype("pathway_loss", dtype)
+    keep = torch.is_grad_enabled() and any(s.requires_grad for s in students)
+    converted = {id(t): t.to(dtype) for t in teachers}
+    loss, per_pathway, _ = torch.ops.distpro.pathway_loss(
+        [s.to(dtype) for s in students],
+        [converted[id(t)] for t in teachers],
+        weights.to(accumulation(dtype)),
+        distance,
+        keep,
+    )
+    return loss, per_pathway
+
+
+def _check(students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Tensor, distance: str) -> None:
+    for p, (s, t) in enumerate(zip(students, teachers, strict=True)):
+        if s.shape != t.shape:
+            raise UserError(f"pathway {p}: the student's map is {list(s.shape)}, the teacher's {list(t.shape)}")
+        if distance == "hcl" and s.dim() != 4:
+            raise UserError(f"pathway {p}: hcl needs maps [N, C, H, W], got {list(s.shape)}; tokens take l2 or l1")
+        if s.device != weights.device or t.device != weights.device:
+            raise UserError(f"pathway {p}: maps on {s.device} and {t.device}, weights on {weights.device}")
+        if t.requires_grad:
+            raise UserError(f"pathway {p}: the teacher's map requires a gradient; detach it, teachers are not trained")
+
+
+# -- the operator ------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(dtype: torch.dtype, distance: str, shapes: Any, last: Any, teacher_of: Any, tile_elements: int) -> Any:
+    kernels = _native.native()
+    assert kernels is not None
+    if distance != "hcl":  # these know no layout: any dense map is a row of numbers
+        last = [False] * len(shapes)
+        shapes = [(torch.Size(shape).numel(), 1, 1, 1) for shape in shapes]
+    layouts = [kernels.Layout.channels_last if x else kernels.Layout.planes for x in last]
+    code = _library.dtype_code(kernels, dtype), getattr(kernels.Distance, distance)
+    return kernels.PathwayPlan(*code, shapes, layouts, teacher_of, tile_elements)
+
+
+def _prepare(students: Sequence[Tensor], teachers: Sequence[Tensor], distance: str) -> tuple[Any, Any, Any]:
+    """The plan, and the maps in memory as the plan wants them."""
+    formats = [memory_format(s) for s in students]
+    students = _library.dense(students, students)
+    numbers = _library.same([(t.data_ptr(), t.shape, t.stride(), f) for t, f in zip(teachers, formats, strict=True)])
+    copies = {k: t.contiguous(memory_format=f) for k, t, f in zip(numbers, teachers, formats, strict=True)}
+    shapes = tuple(tuple(s.shape) for s in students)
+    last = tuple(f is torch.channels_last for f in formats)
+    first = students[0]
+    plan = _plan(first.dtype, distance, shapes, last, numbers, _library.TILE_ELEMENTS[first.device.type])
+    return plan, students, [copies[k] for k in numbers]
+
+
+def _means(students: Sequence[Tensor], distance: str) -> Any:
+    """How many bin means there are."""
+    if distance != "hcl":
+        return 0
+    return sum(s.shape[0] * s.shape[1] * sum(k * k for k in HCL_LEVELS if k < s.shape[2]) for s in students)
+
+
+def _forward(
+    students: list[Tensor], teachers: list[Tensor], weights: Tensor, distance: str, keep_means: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels: Any = _native.native()
+    plan, students, teachers = _prepare(students, teachers, distance)
+    weights = weights.contiguous()
+    loss, per_pathway, means = _fake_forward(students, teachers, weights, distance, keep_means)
+    partials = weights.new_empty(plan.partials, dtype=torch.float64)
+    kept = means.data_ptr() if keep_means else 0
+    results = loss.data_ptr(), per_pathway.data_ptr(), kept, partials.data_ptr()
+    with _library.stream_on(weights.device) as stream:
+        kernels.pathway_loss_forward(
+            plan, addresses(students), addresses(teachers), weights.data_ptr(), *results, stream
+        )
+    return loss, per_pathway, means
+
+
+def _fake_forward(
+    students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Tensor, distance: str, keep_means: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    means = weights.new_empty(_means(students, distance) if keep_means else 0)
+    return weights.new_empty(()), weights.new_empty(weights.shape), means
+
+
+def _backward(
+    students: list[Tensor],
+    teachers: list[Tensor],
+    weights: Tensor,
+    means: Tensor,
+    grad_loss: Tensor,
+    grad_per_pathway: Tensor,
+    distance: str,
+) -> list[Tensor]:
+    kernels: Any = _native.native()
+    gradients = [torch.empty_like(s, memory_format=memory_format(s)) for s in students]
+    plan, students, teachers = _prepare(students, teachers, distance)
+    maps = addresses(students), addresses(teachers), addresses(gradients)
+    factors = [weights.contiguous(), grad_loss.contiguous(), grad_per_pathway.contiguous(), means]
+    with _library.stream_on(weights.device) as stream:
+        kernels.pathway_loss_backward(plan, *maps, *addresses(factors), stream)
+    return gradients
+
+
+def _fake_backward(students: Sequence[Tensor], *others: Any) -> list[Tensor]:
+    return [torch.empty_like(s, memory_format=memory_format(s)) for s in students]
+
+
+_FORWARD = _library.register(
+    "pathway_loss(Tensor[] students, Tensor[] teachers, Tensor weights, str distance, bool keep_means)"
+    " -> (Tensor loss, Tensor per_pathway, Tensor means)",
+    _forward,
+    _fake_forward,
+)
+_BACKWARD = _library.register(
+    "pathway_loss_backward(Tensor[] students, Tensor[] teachers, Tensor weights, Tensor means, Tensor grad_loss,"
+    " Tensor grad_per_pathway, str distance) -> Tensor[]",
+    _backward,
+    _fake_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    students, teachers, weights, ctx.distance, ctx.keep_means = inputs
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(weights, *output[1:], *students, *teachers)
+
+
+def _differentiate(ctx: Any, grad_loss: Tensor, grad_per_pathway: Tensor, _: Tensor) -> tuple[Any, ...]:
+    weights, per_pathway, means, *maps = ctx.saved_tensors
+    middle = len(maps) // 2
+    students, teachers = maps[:middle], maps[middle:]
+    nothing = [None] * middle
+    gradients: Any = nothing
+    if ctx.keep_means:
+        gradients = torch.ops.distpro.pathway_loss_backward(
+            students, teachers, weights, means, grad_loss, grad_per_pathway, ctx.distance
+        )
+    elif any(s.requires_grad for s in students):
+        raise RuntimeError("pathway_loss was run without keep_means: it has no gradient for the students")
+    return gradients, nothing, grad_loss * per_pathway, None, None
+
+
+torch.library.register_autograd(_FORWARD, _differentiate, setup_context=_save, lib=_library.LIBRARY)
+_library.refuse_backward(_BACKWARD, "pathway_loss has no second derivatives")

@@ -1,0 +1,84 @@
+// Integer arithmetic of the pooling levels 4, 2 and 1 along one edge of a map. Host code too, so
+// that a machine without a GPU can test it. Edges are below kMaxEdge: four times one fits an int.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace distpro::cuda {
+
+constexpr int kMaxEdge = 1 << 28;
+
+struct Range {
+  int start;
+  int end;
+};
+
+// Pixels of bin `i`, as pool_bins of plan.h has them.
+__host__ __device__ inline Range bin_pixels(int i, int size, int level) {
+  return {i * size / level, ((i + 1) * size + level - 1) / level};
+}
+
+// The bounds of all bins cut an edge into segments, and every bin is a run of segments. Where 4
+// divides the edge these are its quarters. Otherwise quarters may share their outermost pixels, and
+// there are seven: quarter, shared pixel, quarter, shared pixel, ..., of which some are empty. The
+// four quarters of a single pixel are all that pixel.
+__host__ __device__ inline int segments(int size) { return size % 4 == 0 ? 4 : size == 1 ? 1 : 7; }
+
+// Where segment `s` of seven starts: floor or ceil of quarters of the edge.
+__host__ __device__ inline int seventh(int s, int size) {
+  return ((s + 1) / 2 * size + (s % 2 == 0 ? 3 : 0)) / 4;
+}
+
+__host__ __device__ inline Range segment_pixels(int s, int size) {
+  if (segments(size) == 7) return {seventh(s, size), seventh(s + 1, size)};
+  return size == 1 ? Range{0, 1} : Range{s * (size / 4), (s + 1) * (size / 4)};
+}
+
+__host__ __device__ inline int segment_at(int x, int size) {
+  if (size == 1) return 0;
+  const int quarter = 4 * x / size;
+  return size % 4 == 0 ? quarter : quarter + (4 * x + 3) / size;
+}
+
+// The bins that segment `s` belongs to.
+__host__ __device__ inline Range bins_of_segment(int s, int size, int level) {
+  if (size == 1) return {0, level};
+  if (size % 4 == 0) return {s * level / 4, s * level / 4 + 1};
+  return {s * level / 8, (s + 1) * level / 8 + 1};
+}
+
+// The segments that make bin `i`.
+__host__ __device__ inline Range segments_of_bin(int i, int size, int level) {
+  if (size == 1) return {0, 1};
+  if (size % 4 == 0) return {i * 4 / level, (i + 1) * 4 / level};
+  const int start = i * 8 / level - 1;
+  const int end = (i + 1) * 8 / level;
+  return {start < 0 ? 0 : start, end > 7 ? 7 : end};
+}
+
+// A plane has 21, 5 or 1 bins: those of the levels 4, 2, 1, of 2, 1 or of 1, in this order.
+struct Bin2d {
+  int level;
+  int row;
+  int column;
+};
+
+__host__ __device__ inline Bin2d bin_at(int b, int bins) {
+  if (b >= bins - 1) return {1, 0, 0};
+  if (b >= bins - 5) return {2, (b - (bins - 5)) / 2, (b - (bins - 5)) % 2};
+  return {4, b / 4, b % 4};
+}
+
+// Bins along the rows alone, of all levels: 4 + 2 + 1, 2 + 1 or 1.
+__host__ __device__ inline int row_bins(int bins) { return bins == 21 ? 7 : bins == 5 ? 3 : 1; }
+
+// Which of the row bins a bin of this level and row adds columns of.
+__host__ __device__ inline int row_bin_at(int level, int row, int bins) {
+  return row_bins(bins) - (2 * level - 1) + row;
+}
+
+__host__ __device__ inline int level_index(int level) {
+  return level == 4 ? 0 : level == 2 ? 1 : 2;
+}
+
+}  // namespace distpro::cuda

@@ -1,0 +1,213 @@
+// What all kernels share: from a block's number to its tile, sums in a fixed order, launches.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "elements.cuh"
+
+namespace distpro::cuda {
+
+// Where the tiles of one item (a pathway, an array) stand among the blocks of a launch. The items
+// of a group have as many tiles and alternate: tile 0 of each, then tile 1 of each, ...
+struct Slot {
+  int first_block;    // of the group
+  int group;          // index of its first item
+  int members;        // of the group
+  int first_partial;  // of the item: its tiles write there one after another
+};
+
+struct Place {
+  int item;
+  int tile;
+};
+
+template <typename Item>
+__host__ __device__ inline Place locate(const Item* items, int count, int block) {
+  int low = 0, high = count;  // the item sought, or one of its group, is in [low, high)
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (items[middle].slot.first_block <= block) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  const Slot& slot = items[low].slot;
+  const int local = block - slot.first_block;
+  return {slot.group + local % slot.members, local / slot.members};
+}
+
+// The tiles of one item in a plan: tiles[first + k * stride].
+struct Span {
+  std::int64_t first;
+  std::int64_t stride;
+  std::int64_t tiles;
+};
+
+// One launch: its items by their number in the plan, and the slot of each (first_partial unset).
+struct Batch {
+  std::vector<int> items;
+  std::vector<Slot> slots;
+  int blocks = 0;
+};
+
+// Keeps the order of the plan's tiles, with at most `capacity` items a launch.
+inline std::vector<Batch> arrange(const std::vector<Span>& spans, int capacity) {
+  std::vector<int> order(spans.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(),
+            [&](int a, int b) { return spans[a].first < spans[b].first; });
+  std::vector<Batch> batches;
+  const Span* previous = nullptr;
+  for (const int item : order) {
+    const Span& span = spans[item];
+    if (batches.empty() || static_cast<int>(batches.back().items.size()) == capacity) {
+      batches.emplace_back();
+      previous = nullptr;
+    }
+    Batch& batch = batches.back();
+    const int index = static_cast<int>(batch.items.size());
+    const bool joins = previous && previous->tiles == span.tiles && previous->stride > 1 &&
+                       previous->stride == span.stride && previous->first + 1 == span.first &&
+                       batch.slots.back().members < span.stride;
+    const int group = joins ? batch.slots.back().group : index;
+    const int first_block = joins ? batch.slots.back().first_block : batch.blocks;
+    batch.items.push_back(item);
+    batch.slots.push_back({first_block, group, 0, 0});
+    for (int i = group; i <= index; ++i) batch.slots[i].members = index - group + 1;
+    batch.blocks += static_cast<int>(span.tiles);
+    previous = &span;
+  }
+  return batches;
+}
+
+__device__ inline double warp_sum(double x) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    x += __shfl_down_sync(0xffffffffu, x, distance);
+  }
+  return x;
+}
+
+// Thread 0 gets the sum over the block's kBlock threads, always added in the same order.
+template <int kBlock>
+__device__ inline double block_sum(double x) {
+  __shared__ double sums[kBlock / 32];
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+  __syncthreads();
+  if (threadIdx.x >= 32) return 0;
+  return warp_sum(threadIdx.x < kBlock / 32 ? sums[threadIdx.x] : 0.0);
+}
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // said here; the next call must not say it again
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+#ifndef DISTPRO_EMULATED
+template <typename... Parameters, typename... Arguments>
+void launch(const char* what, void (*kernel)(Parameters...), int blocks, int threads, void* stream,
+            const Arguments&... arguments) {
+  if (blocks == 0) return;
+  kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  check(cudaGetLastError(), what);
+}
+#endif
+
+// -- the second stage: sums of the tiles' partials
+// ---------------------------------------------------
+
+// One block reads them all; four times the threads of the others for as many reads under way.
+constexpr int kFinishThreads = 4 * kThreads;
+constexpr int kMaxSums = 1024;
+
+struct Sums {
+  const double* partials;
+  void* sums;           // Real [count]
+  const void* weights;  // Real [count]; where 0 the partials are not read and the sum is 0. Or null
+  void* total;          // Real []: sum of weights * sums. Or null
+  bool onto_total;      // add to what stands there
+  int count;
+  int first[kMaxSums + 1];  // partials [first[i], first[i + 1]) make sum i
+};
+
+template <typename Real>
+__global__ void __launch_bounds__(kFinishThreads) sums_kernel(const __grid_constant__ Sums call) {
+  constexpr int kWarps = kFinishThreads / 32;
+  constexpr int kTogether = 8;  // sums that need no barrier between them
+  static_assert(kWarps >= kTogether);
+  __shared__ double by_warp[kTogether][kWarps];
+  __shared__ double weighted[kTogether];
+  const auto* weights = static_cast<const Real*>(call.weights);
+  auto* sums = static_cast<Real*>(call.sums);
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  double total = 0;
+  for (int base = 0; base < call.count; base += kTogether) {
+    const int together = min(kTogether, call.count - base);
+    for (int j = 0; j < together; ++j) {
+      double sum = 0;
+      if (!weights || weights[base + j] != 0) {
+        const int end = call.first[base + j + 1];
+#pragma unroll 4
+        for (int i = call.first[base + j] + static_cast<int>(threadIdx.x); i < end;
+             i += kFinishThreads) {
+          sum += call.partials[i];
+        }
+      }
+      sum = warp_sum(sum);
+      if (lane == 0) by_warp[j][warp] = sum;
+    }
+    __syncthreads();
+    if (warp < together) {
+      const double sum = warp_sum(lane < kWarps ? by_warp[warp][lane] : 0.0);
+      if (lane == 0) {
+        const Real rounded = static_cast<Real>(sum);
+        sums[base + warp] = rounded;
+        weighted[warp] = weights && weights[base + warp] != 0
+                             ? static_cast<double>(weights[base + warp]) * rounded
+                             : 0.0;
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int j = 0; j < together; ++j) total += weighted[j];
+    }
+  }
+  if (threadIdx.x == 0 && call.total) {
+    auto* out = static_cast<Real*>(call.total);
+    *out = static_cast<Real>(call.onto_total ? *out + total : total);
+  }
+}
+
+// sums[i] from partials [first[i], first[i + 1]). `total` is written where there is no sum at all
+// too.
+template <typename Real>
+void launch_sums(const std::vector<int>& first, const double* partials, void* sums,
+                 const void* weights, void* total, void* stream) {
+  const int count = static_cast<int>(first.size()) - 1;
+  int done = 0;
+  do {
+    Sums call{partials,
+              static_cast<Real*>(sums) + done,
+              weights ? static_cast<const Real*>(weights) + done : nullptr,
+              total,
+              done > 0,
+              std::min(kMaxSums, count - done),
+              {}};
+    std::copy_n(first.begin() + done, call.count + 1, call.first);
+    launch("sums of tiles", sums_kernel<Real>, 1, kFinishThreads, stream, call);
+    done += call.count;
+  } while (done < count);
+}
+
+}  // namespace distpro::cuda

@@ -1,0 +1,68 @@
+#include "geometry.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace distpro {
+namespace {
+
+Axis axis(std::int64_t size, const Geometry& g) {
+  std::vector<std::int64_t> edges{0, size};
+  for (int l = 0; l < g.levels; ++l) {
+    for (const Bin& bin : pool_bins(size, g.level[l])) {
+      edges.push_back(bin.start);
+      edges.push_back(bin.end);
+    }
+  }
+  std::sort(edges.begin(), edges.end());
+  edges.erase(std::unique(edges.begin(), edges.end()), edges.end());
+
+  Axis result{};
+  result.segments = static_cast<int>(edges.size()) - 1;
+  std::copy(edges.begin(), edges.end(), result.edge);
+  for (int l = 0; l < g.levels; ++l) {
+    const std::vector<Bin> bins = pool_bins(size, g.level[l]);
+    for (int i = 0; i < result.segments; ++i) {
+      int& first = result.first[l][i];
+      while (bins[static_cast<std::size_t>(first)].end <= edges[static_cast<std::size_t>(i)])
+        ++first;
+      int end = first;
+      while (end < g.level[l] &&
+             bins[static_cast<std::size_t>(end)].start <= edges[static_cast<std::size_t>(i)]) {
+        ++end;
+      }
+      result.end[l][i] = end;
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+Geometry geometry(const Pathway& pathway, Distance distance) {
+  Geometry g{};
+  g.distance = distance;
+  g.layout = pathway.layout;
+  g.n = pathway.shape[0], g.c = pathway.shape[1], g.h = pathway.shape[2], g.w = pathway.shape[3];
+  const double planes = static_cast<double>(g.n) * static_cast<double>(g.c);
+  g.full =
+      pathway.levels[0].weight / (planes * static_cast<double>(g.h) * static_cast<double>(g.w));
+  for (std::size_t k = 1; k < pathway.levels.size(); ++k) {
+    const auto level = static_cast<int>(pathway.levels[k].level);
+    g.level[g.levels] = level;
+    g.first_bin[g.levels++] = g.bins;
+    const std::vector<Bin> rows = pool_bins(g.h, level), columns = pool_bins(g.w, level);
+    for (const Bin& row : rows) {
+      for (const Bin& column : columns) {
+        g.area[g.bins] = static_cast<double>((row.end - row.start) * (column.end - column.start));
+        g.square[g.bins++] = pathway.levels[k].weight / (planes * level * level);
+      }
+    }
+  }
+  g.nested = g.levels > 0 && g.h % g.level[0] == 0 && g.w % g.level[0] == 0;
+  g.rows = axis(g.h, g);
+  g.columns = axis(g.w, g);
+  return g;
+}
+
+}  // namespace distpro

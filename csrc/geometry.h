@@ -1,0 +1,40 @@
+// The bins of an HCL's levels over a plane, cut into segments: runs of rows (or columns) that lie
+// in the same bins at every level. Each pixel is read once, summed by segment, and segments make
+// bins; this holds for overlapping bins too.
+#pragma once
+
+#include <cstdint>
+
+#include "pathway_loss.h"
+
+namespace distpro {
+
+constexpr int kMaxSegments = 9;  // level 4 has at most 8 edges, level 2 adds at most 2
+constexpr int kMaxLevels = 3;    // 4, 2 and 1; without the full map
+constexpr int kMaxBins = 21;
+
+struct Axis {
+  int segments;
+  std::int64_t edge[kMaxSegments + 1];  // segment i is [edge[i], edge[i + 1])
+  int first[kMaxLevels][kMaxSegments];  // the bins of a level that hold the segment:
+  int end[kMaxLevels][kMaxSegments];    // [first, end)
+};
+
+struct Geometry {
+  Distance distance;
+  Layout layout;
+  std::int64_t n, c, h, w;
+  int levels;                 // beside the full map
+  int level[kMaxLevels];      // 4, 2, 1 in the order used
+  int first_bin[kMaxLevels];  // where the level's bins start among all
+  int bins;
+  bool nested;  // the finest level divides H and W: its bins make all others
+  Axis rows, columns;
+  double area[kMaxBins];    // pixels of a bin
+  double square[kMaxBins];  // of a bin's mean squared: weight / (N * C * level^2)
+  double full;              // of an element's square: weight / (N * C * H * W)
+};
+
+Geometry geometry(const Pathway& pathway, Distance distance);
+
+}  // namespace distpro

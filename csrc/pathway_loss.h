@@ -1,0 +1,82 @@
+// The feature losses of all pathways, forward and backward. cpu:: and cuda:: do the same work; the
+// CUDA one only launches on `stream` (a cudaStream_t) and never waits for it. All addresses lie on
+// the device of the call. "acc" below is the accumulation type of the plan's dtype.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan.h"
+#include "types.h"
+
+namespace distpro {
+
+// One pathway as the plan sees it. Its tile k is tiles[first_tile + k * tile_stride]: the pathways
+// of one teacher map alternate, and all of them have as many tiles.
+struct Pathway {
+  Shape shape;                // N, C, H, W
+  Layout layout;              // of student, teacher and gradient
+  std::vector<Level> levels;  // {{0, 1}} but for an HCL
+  std::int64_t bins;          // of all levels l > 0: the sum of l * l, at most 21
+  std::int64_t first_mean;    // where its bin means start, in acc elements
+  std::int64_t tile_planes;   // planes of each tile but its last
+  std::int64_t first_tile;
+  std::int64_t tile_stride;
+  std::int64_t tiles;
+};
+
+// A pure function of shapes, so that Python makes one per signature and keeps it.
+struct PathwayPlan {
+  Dtype dtype;
+  Distance distance;
+  std::vector<Pathway> pathways;
+  std::vector<Tile> tiles;
+  std::int64_t means;  // acc elements of all bin means
+};
+
+// l2 and l1 know no planes and no layout: pass any dense map (tokens too) as planes of shape
+// {N, rest, 1, 1} or the like. Within channels_last a plane is a channel of a picture, numbered n *
+// C + c, and a tile never spans two pictures; its channels are a multiple of 16, the last tile of a
+// picture excepted.
+PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape>& shapes,
+                         const std::vector<Layout>& layouts,
+                         const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements);
+
+// Bin means of student - teacher, levels in the plan's order, bins of a level row by row: at
+// means[first_mean + ...] as [N * C, bins] for planes and [N, bins, C] for channels_last.
+//
+// A pathway of weight 0 is not read: its loss is 0 and its means stay as they are.
+struct LossForward {
+  const std::uintptr_t* students;  // P addresses, in host memory
+  const std::uintptr_t* teachers;
+  const void* weights;  // acc [P]
+  void* loss;           // acc []: sum of weights[p] * per_pathway[p], summed in double
+  void* per_pathway;    // acc [P]
+  void* means;          // acc [plan.means], or null: do not keep them
+  double* partials;     // workspace [tiles]: the part of per_pathway that the tile gives
+};
+
+// gradients[p] = coefficient[p] * d per_pathway[p] / d students[p], coefficient[p] =
+// weights[p] * grad_loss + grad_per_pathway[p]. For weights[p] = 0 it is filled with 0 and no map
+// read.
+struct LossBackward {
+  const std::uintptr_t* students;
+  const std::uintptr_t* teachers;
+  const std::uintptr_t* gradients;  // P addresses to write, dtype and layout of the student
+  const void* weights;              // acc [P]
+  const void* grad_loss;            // acc []
+  const void* grad_per_pathway;     // acc [P]
+  const void* means;                // of the forward; null where plan.means is 0
+};
+
+namespace cpu {
+void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call);
+void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call);
+}  // namespace cpu
+
+namespace cuda {
+void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call, void* stream);
+void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call, void* stream);
+}  // namespace cuda
+
+}  // namespace distpro

@@ -1,0 +1,207 @@
+// The pathway loss on the CPU: tiles over OpenMP threads. Which thread does a tile never changes
+// its result, and partials are added up in the order of the tiles: the same bits with any thread
+// count.
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "pathway_loss.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "geometry.h"
+
+namespace distpro::cpu {
+namespace {
+
+using ForwardTile = double (*)(const Geometry&, std::int64_t, std::int64_t, const void*,
+                               const void*, void*, void*);
+using BackwardTile = void (*)(const Geometry&, std::int64_t, std::int64_t, const void*, const void*,
+                              void*, const void*, double, void*);
+
+struct Kernels {
+  ForwardTile forward[4];  // by Dtype
+  BackwardTile backward[4];
+};
+
+#define DISTPRO_KERNELS                                                                            \
+  {                                                                                                \
+      {forward_tile<float>, forward_tile<BFloat16>, forward_tile<Half>, forward_tile<double>},     \
+      {backward_tile<float>, backward_tile<BFloat16>, backward_tile<Half>, backward_tile<double>}, \
+  }
+
+namespace baseline {
+constexpr int kVectorBytes = 16;  // SSE2, NEON
+#include "storage.h"
+//
+#include "nested_kernels.h"
+#include "pathway_kernels.h"
+constexpr Kernels kKernels = DISTPRO_KERNELS;
+}  // namespace baseline
+
+// clang has no such pragma; its builds keep the baseline.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+constexpr int kVectorBytes = 32;
+#include "storage.h"
+//
+#include "nested_kernels.h"
+#include "pathway_kernels.h"
+constexpr Kernels kKernels = DISTPRO_KERNELS;
+}  // namespace avx2
+#pragma GCC pop_options
+
+const Kernels& kernels() {
+  static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return has ? avx2::kKernels : baseline::kKernels;
+}
+#else
+const Kernels& kernels() { return baseline::kKernels; }
+#endif
+
+std::size_t accumulation_size(Dtype dtype) {
+  return dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
+}
+
+std::size_t element_size(Dtype dtype) {
+  return dtype == Dtype::float32 || dtype == Dtype::float64 ? accumulation_size(dtype) : 2;
+}
+
+double value(const void* from, Dtype dtype, std::size_t index = 0) {
+  return dtype == Dtype::float64 ? static_cast<const double*>(from)[index]
+                                 : static_cast<const float*>(from)[index];
+}
+
+void assign(void* to, Dtype dtype, std::size_t index, double x) {
+  if (dtype == Dtype::float64) {
+    static_cast<double*>(to)[index] = x;
+  } else {
+    static_cast<float*>(to)[index] = static_cast<float>(x);
+  }
+}
+
+const void* address(std::uintptr_t number) { return reinterpret_cast<const void*>(number); }
+
+int thread() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+int threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+// Fresh memory is mapped at its first touch, by pages of 4 KB: for 27 gradients of 132 MB together
+// that took 70 of a backward's 90 ms. Large gradients ask for pages of 2 MB, where the system has
+// them.
+void prefer_huge_pages([[maybe_unused]] std::uintptr_t start, [[maybe_unused]] std::size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr std::uintptr_t kHuge = std::uintptr_t{1} << 21;
+  const std::uintptr_t first = (start + kHuge - 1) / kHuge * kHuge;
+  const std::uintptr_t last = (start + bytes) / kHuge * kHuge;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// The geometry of each pathway, and memory of its own for each thread.
+class Workplace {
+ public:
+  explicit Workplace(const PathwayPlan& plan) {
+    std::int64_t most =
+        0;  // numbers that the kernels keep at the side, as doubles; see them for which
+    for (const Pathway& p : plan.pathways) {
+      geometries_.push_back(geometry(p, plan.distance));
+      const std::int64_t w = p.shape[3];
+      const std::int64_t channels = p.layout == Layout::channels_last ? p.tile_planes : 0;
+      most = std::max(
+          {most, (3 + p.bins) * channels, 3 * std::max<std::int64_t>(2700, 4 * w), 16 * w});
+    }
+    stride_ = static_cast<std::size_t>(most + 15) / 8 * 8;  // 64 bytes apart: no line is shared
+    scratch_.resize(stride_ * static_cast<std::size_t>(threads()));
+  }
+
+  const Geometry& geometry_of(std::size_t pathway) const { return geometries_[pathway]; }
+  void* scratch() { return scratch_.data() + stride_ * static_cast<std::size_t>(thread()); }
+
+ private:
+  std::vector<Geometry> geometries_;
+  std::vector<double> scratch_;
+  std::size_t stride_;
+};
+
+}  // namespace
+
+void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call) {
+  Workplace work(plan);
+  const ForwardTile run = kernels().forward[static_cast<int>(plan.dtype)];
+  const std::size_t size = accumulation_size(plan.dtype);
+  const auto tiles = static_cast<std::int64_t>(plan.tiles.size());
+#pragma omp parallel for schedule(static) if (tiles > 1)
+  for (std::int64_t i = 0; i < tiles; ++i) {
+    const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
+    const auto p = static_cast<std::size_t>(tile.pathway);
+    double& partial = call.partials[i];
+    if (value(call.weights, plan.dtype, p) == 0) {
+      partial = 0;
+      continue;
+    }
+    char* means = static_cast<char*>(call.means);
+    if (means) means += static_cast<std::size_t>(plan.pathways[p].first_mean) * size;
+    partial = run(work.geometry_of(p), tile.first_plane, tile.planes, address(call.students[p]),
+                  address(call.teachers[p]), means, work.scratch());
+  }
+
+  double loss = 0;
+  for (std::size_t p = 0; p < plan.pathways.size(); ++p) {
+    const Pathway& pathway = plan.pathways[p];
+    double sum = 0;
+    for (std::int64_t k = 0; k < pathway.tiles; ++k) {
+      sum += call.partials[pathway.first_tile + k * pathway.tile_stride];
+    }
+    assign(call.per_pathway, plan.dtype, p, sum);
+    loss += value(call.weights, plan.dtype, p) * sum;
+  }
+  assign(call.loss, plan.dtype, 0, loss);
+}
+
+void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call) {
+  Workplace work(plan);
+  const BackwardTile run = kernels().backward[static_cast<int>(plan.dtype)];
+  const std::size_t size = accumulation_size(plan.dtype);
+  const double grad_loss = value(call.grad_loss, plan.dtype);
+  for (std::size_t p = 0; p < plan.pathways.size(); ++p) {
+    const auto [n, c, h, w] = plan.pathways[p].shape;
+    const auto elements = static_cast<std::size_t>(n * c * h * w);
+    prefer_huge_pages(call.gradients[p], elements * element_size(plan.dtype));
+  }
+  const auto tiles = static_cast<std::int64_t>(plan.tiles.size());
+#pragma omp parallel for schedule(static) if (tiles > 1)
+  for (std::int64_t i = 0; i < tiles; ++i) {
+    const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
+    const auto p = static_cast<std::size_t>(tile.pathway);
+    const double weight = value(call.weights, plan.dtype, p);
+    const double grad = value(call.grad_per_pathway, plan.dtype, p);
+    const char* means = static_cast<const char*>(call.means);
+    if (means) means += static_cast<std::size_t>(plan.pathways[p].first_mean) * size;
+    run(work.geometry_of(p), tile.first_plane, tile.planes, address(call.students[p]),
+        address(call.teachers[p]), const_cast<void*>(address(call.gradients[p])), means,
+        weight == 0 ? 0 : weight * grad_loss + grad, work.scratch());
+  }
+}
+
+}  // namespace distpro::cpu

@@ -1,0 +1,78 @@
+#include <cstdint>
+#include <vector>
+
+#include "pathway_loss_backward.cuh"
+#include "pathway_loss_forward.cuh"
+
+namespace distpro::cuda {
+namespace {
+
+std::vector<Batch> batches_of(const PathwayPlan& plan) {
+  std::vector<Span> spans;
+  for (const Pathway& p : plan.pathways) spans.push_back({p.first_tile, p.tile_stride, p.tiles});
+  return arrange(spans, kMapsPerLaunch);
+}
+
+// Where each pathway's partials start, and after the last one their number.
+std::vector<int> partials_of(const PathwayPlan& plan) {
+  std::vector<int> first{0};
+  for (const Pathway& p : plan.pathways) first.push_back(first.back() + static_cast<int>(p.tiles));
+  return first;
+}
+
+}  // namespace
+
+void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call, void* stream) {
+  const std::vector<int> first = partials_of(plan);
+  with_type(plan.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (const Batch& batch : batches_of(plan)) {
+      MapCall maps{};
+      maps.weights = call.weights;
+      maps.means = call.means;
+      maps.partials = call.partials;
+      maps.l1 = plan.distance == Distance::l1;
+      for (const int p : batch.items) {
+        Map& map = maps.maps[maps.count];
+        map = map_of(plan.pathways[p], p);
+        map.student = reinterpret_cast<const void*>(call.students[p]);
+        map.teacher = reinterpret_cast<const void*>(call.teachers[p]);
+        map.slot = batch.slots[maps.count++];
+        map.slot.first_partial = first[p];
+        choose_forward<T>(map);
+      }
+      launch("pathway_loss forward",
+             plan.distance == Distance::hcl ? forward_kernel<T, true> : forward_kernel<T, false>,
+             batch.blocks, kThreads, stream, maps);
+    }
+    launch_sums<Acc<T>>(first, call.partials, call.per_pathway, call.weights, call.loss, stream);
+  });
+}
+
+void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call, void* stream) {
+  with_type(plan.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (const Batch& batch : batches_of(plan)) {
+      MapCall maps{};
+      maps.weights = call.weights;
+      maps.grad_loss = call.grad_loss;
+      maps.grad_per_pathway = call.grad_per_pathway;
+      maps.means = const_cast<void*>(call.means);  // read only
+      maps.l1 = plan.distance == Distance::l1;
+      for (const int p : batch.items) {
+        Map& map = maps.maps[maps.count];
+        map = map_of(plan.pathways[p], p);
+        map.student = reinterpret_cast<const void*>(call.students[p]);
+        map.teacher = reinterpret_cast<const void*>(call.teachers[p]);
+        map.gradient = reinterpret_cast<void*>(call.gradients[p]);
+        map.slot = batch.slots[maps.count++];
+        choose_backward<T>(map);
+      }
+      launch("pathway_loss backward",
+             plan.distance == Distance::hcl ? backward_kernel<T, true> : backward_kernel<T, false>,
+             batch.blocks, kThreads, stream, maps);
+    }
+  });
+}
+
+}  // namespace distpro::cuda

@@ -1,0 +1,155 @@
+// Element types of the CPU kernels, one by one and in vectors. Included inside a namespace once per
+// instruction set, with kVectorBytes declared: no includes, and nothing that the linker could merge
+// across instruction sets.
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+struct Half {
+  std::uint16_t bits;
+};
+
+// Vectors of floats and doubles, and as many 16-bit and 32-bit numbers as one has floats.
+typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef double Doubles __attribute__((vector_size(kVectorBytes)));
+typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef std::uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+
+// clang-format off
+template <typename T> struct Sums { using one = float; using vector = Floats; };
+template <> struct Sums<double> { using one = double; using vector = Doubles; };
+// clang-format on
+
+template <typename T>
+using Accumulation = typename Sums<T>::one;
+template <typename T>
+using Vector = typename Sums<T>::vector;
+
+#define DISTPRO_INLINE inline __attribute__((always_inline))
+
+template <typename To, typename From>
+DISTPRO_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "the sizes must agree");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// Conversions are branch-free bit arithmetic, for one number (F = float, U = uint32_t) and vectors
+// alike: no instruction beyond the common ones is needed.
+
+template <typename F, typename U>
+DISTPRO_INLINE F from_half(U bits) {
+  const U magnitude = (bits & 0x7fffu) << 13;
+  // 2^112 moves the exponent's bias from 15 to 127 and makes subnormals normal.
+  const U finite = bit_cast<U>(bit_cast<F>(magnitude) * 0x1p112f);
+  const U special = magnitude | 0x7f800000u;  // infinity and NaN
+  return bit_cast<F>((magnitude >= (0x7c00u << 13) ? special : finite) | (bits & 0x8000u) << 16);
+}
+
+// To nearest, ties to even, as PyTorch rounds.
+template <typename U, typename F>
+DISTPRO_INLINE U to_bfloat16(F x) {
+  const U bits = bit_cast<U>(x), nan = U{} + 0x7fc0u;
+  const U rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+}
+
+template <typename U, typename F>
+DISTPRO_INLINE U to_half(F x) {
+  const U bits = bit_cast<U>(x), infinity = U{} + 0x7c00u, nan = U{} + 0x7e00u;
+  const U magnitude = bits & 0x7fffffffu;
+  // Subnormal results: adding 0.5 rounds to the 10 bits that stay, at the end of the sum's
+  // mantissa.
+  const U small = bit_cast<U>(bit_cast<F>(magnitude) + 0.5f) - 0x3f000000u;
+  const U normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  U value = magnitude < (113u << 23) ? small : normal;
+  value = magnitude >= (143u << 23) ? infinity : value;
+  value = magnitude > 0x7f800000u ? nan : value;
+  return value | (bits >> 16 & 0x8000u);
+}
+
+DISTPRO_INLINE float load(float x) { return x; }
+DISTPRO_INLINE double load(double x) { return x; }
+DISTPRO_INLINE float load(BFloat16 x) { return bit_cast<float>(std::uint32_t{x.bits} << 16); }
+DISTPRO_INLINE float load(Half x) { return from_half<float>(std::uint32_t{x.bits}); }
+
+DISTPRO_INLINE void store(float& to, float x) { to = x; }
+DISTPRO_INLINE void store(double& to, double x) { to = x; }
+DISTPRO_INLINE void store(BFloat16& to, float x) {
+  to.bits = static_cast<std::uint16_t>(to_bfloat16<std::uint32_t>(x));
+}
+DISTPRO_INLINE void store(Half& to, float x) {
+  to.bits = static_cast<std::uint16_t>(to_half<std::uint32_t>(x));
+}
+
+DISTPRO_INLINE Floats load_vector(const float* from) {
+  Floats to;
+  __builtin_memcpy(&to, from, sizeof(to));
+  return to;
+}
+DISTPRO_INLINE Doubles load_vector(const double* from) {
+  Doubles to;
+  __builtin_memcpy(&to, from, sizeof(to));
+  return to;
+}
+DISTPRO_INLINE Floats load_vector(const BFloat16* from) {
+  Halves bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return bit_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
+}
+DISTPRO_INLINE Floats load_vector(const Half* from) {
+  Halves bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return from_half<Floats>(__builtin_convertvector(bits, Words));
+}
+
+DISTPRO_INLINE void store_vector(float* to, const Floats& x) {
+  __builtin_memcpy(to, &x, sizeof(x));
+}
+DISTPRO_INLINE void store_vector(double* to, const Doubles& x) {
+  __builtin_memcpy(to, &x, sizeof(x));
+}
+DISTPRO_INLINE void store_vector(BFloat16* to, const Floats& x) {
+  const Halves bits = __builtin_convertvector(to_bfloat16<Words>(x), Halves);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+DISTPRO_INLINE void store_vector(Half* to, const Floats& x) {
+  const Halves bits = __builtin_convertvector(to_half<Words>(x), Halves);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+
+// sums += s - t and squares += (s - t)^2, number by number.
+template <typename T>
+DISTPRO_INLINE void accumulate_run(const T* s, const T* t, std::int64_t size,
+                                   Accumulation<T>* __restrict sums,
+                                   Accumulation<T>* __restrict squares) {
+  using A = Accumulation<T>;
+  constexpr int kLanes = kVectorBytes / sizeof(A);
+  std::int64_t k = 0;
+  for (; k + kLanes <= size; k += kLanes) {
+    const Vector<T> d = load_vector(s + k) - load_vector(t + k);
+    store_vector(sums + k, load_vector(sums + k) + d);
+    store_vector(squares + k, load_vector(squares + k) + d * d);
+  }
+  for (; k < size; ++k) {
+    const A d = load(s[k]) - load(t[k]);
+    sums[k] += d;
+    squares[k] += d * d;
+  }
+}
+
+// gradient = scale * (s - t) + offsets, number by number.
+template <typename T>
+DISTPRO_INLINE void gradient_run(const T* s, const T* t, T* gradient, std::int64_t size,
+                                 Accumulation<T> scale, const Accumulation<T>* __restrict offsets) {
+  using A = Accumulation<T>;
+  constexpr int kLanes = kVectorBytes / sizeof(A);
+  std::int64_t k = 0;
+  for (; k + kLanes <= size; k += kLanes) {
+    const Vector<T> d = load_vector(s + k) - load_vector(t + k);
+    store_vector(gradient + k, scale * d + load_vector(offsets + k));
+  }
+  for (; k < size; ++k) store(gradient[k], scale * (load(s[k]) - load(t[k])) + offsets[k]);
+}

@@ -1,0 +1,218 @@
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "blocks.cuh"
+#include "vectors.h"
+
+namespace distpro::cuda {
+namespace {
+
+constexpr int kArraysPerLaunch = 256;
+
+struct Array {
+  const void* left;   // or the parameter
+  const void* right;  // or the direction
+  void* plus;         // perturb
+  void* minus;
+  std::int64_t size;
+  int tile_elements;
+  Slot slot;
+};
+
+struct ArrayCall {
+  double* partials;     // dots and the norm
+  const void* epsilon;  // perturb
+  int count;
+  Array arrays[kArraysPerLaunch];
+};
+static_assert(sizeof(ArrayCall) <= 32764);  // see MapCall
+
+__device__ inline Run run_of(const Array& array, int tile) {
+  const std::int64_t first = static_cast<std::int64_t>(tile) * array.tile_elements;
+  const std::int64_t left = array.size - first;
+  return {first, 1, left < array.tile_elements ? static_cast<int>(left) : array.tile_elements, 0};
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) dots_kernel(const __grid_constant__ ArrayCall call) {
+  const Place place = locate(call.arrays, call.count, static_cast<int>(blockIdx.x));
+  const Array& array = call.arrays[place.item];
+  const T* const both[2] = {static_cast<const T*>(array.left), static_cast<const T*>(array.right)};
+  const Run run = run_of(array, place.tile);
+  const bool wide = aligned(both[0] + run.origin, both[1] + run.origin);
+  Acc<T> sum = 0;
+  walk_all(both, run, wide, [&](auto lanes, int, int, std::int64_t, auto& x) {
+#pragma unroll
+    for (int j = 0; j < decltype(lanes)::value; ++j) sum += x[0][j] * x[1][j];
+  });
+  const double total = block_sum<kThreads>(sum);
+  if (threadIdx.x == 0) call.partials[array.slot.first_partial + place.tile] = total;
+}
+
+// Squares in double: those of a float direction then neither overflow nor vanish.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ ArrayCall call) {
+  const Place place = locate(call.arrays, call.count, static_cast<int>(blockIdx.x));
+  const Array& array = call.arrays[place.item];
+  const T* const one[1] = {static_cast<const T*>(array.right)};
+  const Run run = run_of(array, place.tile);
+  double sum = 0;
+  walk_all(one, run, aligned(one[0] + run.origin),
+           [&](auto lanes, int, int, std::int64_t, auto& x) {
+#pragma unroll
+             for (int j = 0; j < decltype(lanes)::value; ++j) {
+               sum += static_cast<double>(x[0][j]) * static_cast<double>(x[0][j]);
+             }
+           });
+  const double total = block_sum<kThreads>(sum);
+  if (threadIdx.x == 0) call.partials[array.slot.first_partial + place.tile] = total;
+}
+
+template <typename Real>
+__global__ void __launch_bounds__(kFinishThreads)
+    epsilon_kernel(const double* partials, int count, double radius, Real* epsilon) {
+  double sum = 0;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < count; i += kFinishThreads) sum += partials[i];
+  const double norm = sqrt(block_sum<kFinishThreads>(sum));
+  if (threadIdx.x != 0) return;
+  // Not finite: NaN, whatever the norm is; norm - norm is 0 for finite ones alone.
+  *epsilon = static_cast<Real>(norm == 0 ? 0 : radius / norm + (norm - norm));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) perturb_kernel(const __grid_constant__ ArrayCall call) {
+  const Place place = locate(call.arrays, call.count, static_cast<int>(blockIdx.x));
+  const Array& array = call.arrays[place.item];
+  const T* const both[2] = {static_cast<const T*>(array.left), static_cast<const T*>(array.right)};
+  T* plus = static_cast<T*>(array.plus);
+  T* minus = static_cast<T*>(array.minus);
+  const T epsilon = *static_cast<const T*>(call.epsilon);
+  const Run run = run_of(array, place.tile);
+  const bool wide =
+      aligned(both[0] + run.origin, both[1] + run.origin, plus + run.origin, minus + run.origin);
+  walk_all(both, run, wide, [&](auto lanes, int, int, std::int64_t offset, auto& x) {
+    constexpr int V = decltype(lanes)::value;
+    T up[V], down[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      up[j] = x[0][j] + epsilon * x[1][j];
+      down[j] = x[0][j] - epsilon * x[1][j];
+    }
+    store_narrowed<T>(plus + offset, up);
+    store_narrowed<T>(minus + offset, down);
+  });
+}
+
+// Where the tiles of each array stand in the plan, and how large they are.
+struct Layouts {
+  std::vector<Span> spans;
+  std::vector<int> tile_elements;
+};
+
+Layouts layouts_of(const VectorPlan& plan) {
+  Layouts layouts{std::vector<Span>(plan.sizes.size()), std::vector<int>(plan.sizes.size())};
+  for (std::size_t t = 0; t < plan.tiles.size(); ++t) {
+    const Tile& tile = plan.tiles[t];
+    Span& span = layouts.spans[tile.pathway];
+    const auto index = static_cast<std::int64_t>(t);
+    if (span.tiles == 0) {
+      span.first = index;
+      if (tile.planes > 1 << 30) throw std::invalid_argument("tiles of more than 2^30 elements");
+      layouts.tile_elements[tile.pathway] = static_cast<int>(tile.planes);
+    }
+    if (span.tiles == 1) span.stride = index - span.first;
+    ++span.tiles;
+  }
+  return layouts;
+}
+
+// Calls run(ArrayCall, blocks) for every launch; fill(Array, its number) sets the addresses.
+template <typename Fill, typename Run>
+void in_batches(const VectorPlan& plan, const Layouts& layouts,
+                const std::vector<int>& first_partial, double* partials, Fill&& fill, Run&& run) {
+  for (const Batch& batch : arrange(layouts.spans, kArraysPerLaunch)) {
+    ArrayCall arrays{};
+    arrays.partials = partials;
+    for (const int i : batch.items) {
+      Array& array = arrays.arrays[arrays.count];
+      array.size = plan.sizes[i];
+      array.tile_elements = layouts.tile_elements[i];
+      array.slot = batch.slots[arrays.count++];
+      array.slot.first_partial = first_partial[i];
+      fill(array, i);
+    }
+    run(arrays, batch.blocks);
+  }
+}
+
+}  // namespace
+
+void pathway_dots(const VectorPlan& plan, const Dots& call, void* stream) {
+  const Layouts layouts = layouts_of(plan);
+  // The partials of a slot stand together: its arrays one after another.
+  std::vector<int> order(plan.sizes.size()), first_partial(plan.sizes.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return plan.slot_of[a] < plan.slot_of[b]; });
+  std::vector<int> first(static_cast<std::size_t>(plan.slots) + 1);
+  int next = 0;
+  for (const int i : order) {
+    first_partial[i] = next;
+    next += static_cast<int>(layouts.spans[i].tiles);
+    first[plan.slot_of[i] + 1] = next;
+  }
+  for (std::size_t slot = 1; slot < first.size(); ++slot) {
+    first[slot] = std::max(first[slot], first[slot - 1]);  // one without arrays sums nothing
+  }
+  with_type(plan.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    in_batches(
+        plan, layouts, first_partial, call.partials,
+        [&](Array& array, int i) {
+          array.left = reinterpret_cast<const void*>(call.left[i]);
+          array.right = reinterpret_cast<const void*>(call.right[i]);
+        },
+        [&](const ArrayCall& arrays, int blocks) {
+          launch("pathway_dots", dots_kernel<T>, blocks, kThreads, stream, arrays);
+        });
+    launch_sums<Acc<T>>(first, call.partials, call.dots, nullptr, nullptr, stream);
+  });
+}
+
+void perturb(const VectorPlan& plan, const Perturb& call, void* stream) {
+  const Layouts layouts = layouts_of(plan);
+  std::vector<int> first_partial;
+  int partials = 0;
+  for (const Span& span : layouts.spans) {
+    first_partial.push_back(partials);
+    partials += static_cast<int>(span.tiles);
+  }
+  const auto fill = [&](Array& array, int i) {
+    array.left = reinterpret_cast<const void*>(call.parameters[i]);
+    array.right = reinterpret_cast<const void*>(call.directions[i]);
+    array.plus = reinterpret_cast<void*>(call.plus[i]);
+    array.minus = reinterpret_cast<void*>(call.minus[i]);
+  };
+  const auto run = [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    in_batches(plan, layouts, first_partial, call.partials, fill,
+               [&](const ArrayCall& arrays, int blocks) {
+                 launch("perturb norm", norm_kernel<T>, blocks, kThreads, stream, arrays);
+               });
+    launch("perturb epsilon", epsilon_kernel<T>, 1, kFinishThreads, stream, call.partials, partials,
+           call.radius, static_cast<T*>(call.epsilon));
+    in_batches(plan, layouts, first_partial, call.partials, fill,
+               [&](ArrayCall arrays, int blocks) {
+                 arrays.epsilon = call.epsilon;
+                 launch("perturb", perturb_kernel<T>, blocks, kThreads, stream, arrays);
+               });
+  };
+  if (plan.dtype == Dtype::float32) return run(static_cast<float*>(nullptr));
+  if (plan.dtype == Dtype::float64) return run(static_cast<double*>(nullptr));
+  throw std::invalid_argument("perturb: parameters are float32 or float64");
+}
+
+}  // namespace distpro::cuda

@@ -1,0 +1,93 @@
+"""What the operators share: the library they are registered in, and how tensors become addresses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from distpro import _native
+from distpro.errors import UserError
+
+LIBRARY = torch.library.Library("distpro", "DEF")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Elements of a tile: on the CPU those of two maps, in float32, fill an eighth of a 1 MB L2 cache.
+TILE_ELEMENTS = {"cpu": 16384, "cuda": 8192}
+
+
+def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:
+    """Define an operator whose one implementation serves every device that has kernels; returns its full name."""
+    name = f"distpro::{LIBRARY.define(schema)}"
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, run, key)
+    torch.library.register_fake(name, fake, lib=LIBRARY)
+    return name
+
+
+@torch.compiler.assume_constant_result
+def serves(device_type: str) -> bool:
+    """See `distpro._native.serves`; decided once per compiled graph."""
+    return _native.serves(device_type)
+
+
+def dtype_code(kernels: Any, dtype: torch.dtype) -> Any:
+    return getattr(kernels.Dtype, str(dtype).removeprefix("torch."))
+
+
+def check_dtype(what: str, dtype: torch.dtype, choices: Sequence[torch.dtype] = DTYPES) -> None:
+    if dtype not in choices:
+        names = ", ".join(str(choice).removeprefix("torch.") for choice in choices)
+        raise UserError(f"{what} has no kernel for {str(dtype).removeprefix('torch.')}: expected one of {names}")
+
+
+def refuse_forward_mode(what: str, tensors: Sequence[Tensor]) -> None:
+    """PyTorch takes an operator without a forward rule for a constant: its tangents would silently be zero."""
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise UserError(
+            f"{what} has no forward-mode derivative: DISTPRO_NATIVE=0 runs its reference, which has one, or take the "
+            "gradient and multiply it with the tangents"
+        )
+
+
+def refuse_backward(name: str, sentence: str) -> None:
+    """Without this, PyTorch would only warn and give no gradient."""
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(f"{sentence}; DISTPRO_NATIVE=0 runs its reference, which PyTorch can differentiate")
+
+    torch.library.register_autograd(name, refuse, lib=LIBRARY)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """How a tensor is read: as it is where it is dense in one of these formats, else as a copy in the first."""
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def dense(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor in the memory format of its counterpart; itself where it already is."""
+    return [x.contiguous(memory_format=memory_format(y)) for x, y in zip(tensors, like, strict=True)]
+
+
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def same(keys: Sequence[Any]) -> tuple[int, ...]:
+    """A number for each key, the same for the same key: (a, b, a) -> (0, 1, 0)."""
+    numbers: dict[Any, int] = {}
+    return tuple(numbers.setdefault(key, len(numbers)) for key in keys)
+
+
+@contextlib.contextmanager
+def stream_on(device: torch.device) -> Any:
+    """The stream to launch on, with its device the current one; None for the CPU."""
+    if device.type == "cpu":
+        yield None
+    else:
+        with torch.cuda.device(device):
+            yield torch.cuda.current_stream(device).cuda_stream

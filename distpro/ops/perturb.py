@@ -1,0 +1,86 @@
+"""Parameters a small step to either side along a direction."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distpro import _native
+from distpro.errors import UserError
+from distpro.ops import _library, reference
+from distpro.ops._library import addresses, memory_format
+
+
+def perturb(
+    parameters: Sequence[Tensor], direction: Sequence[Tensor], radius: float
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """`(plus, minus, epsilon)`: new tensors `parameters +- epsilon * direction`, and epsilon `[]`.
+
+    parameters, direction: as many tensors, pairwise of one shape, all float32 or all float64 on one device (in a
+        16-bit type most parameters would not move at all). Neither is written to.
+    radius: epsilon = radius / norm, the norm of all of `direction` together.
+
+    Where the norm is 0 epsilon is 0; where it is not finite epsilon is NaN, and so are both sides. Nothing is read
+    back to the host. The results carry no gradient: `UserError` in forward mode, `RuntimeError` in backward.
+
+    Equivalent to:
+        epsilon = radius / torch.cat([d.flatten() for d in direction]).norm()
+        plus = [p + epsilon * d for p, d in zip(parameters, direction)]
+        minus = [p - epsilon * d for p, d in zip(parameters, direction)]
+    """
+    if len(parameters) != len(direction) or not parameters:
+        raise UserError(f"perturb: {len(parameters)} parameters and {len(direction)} directions; at least one of each")
+    first = parameters[0]
+    for k, (p, d) in enumerate(zip(parameters, direction, strict=True)):
+        if p.shape != d.shape:
+            raise UserError(f"perturb: parameter {k} is {list(p.shape)}, its direction {list(d.shape)}")
+        if {(p.dtype, p.device), (d.dtype, d.device)} != {(first.dtype, first.device)}:
+            raise UserError(f"perturb: parameter {k} or its direction differs in type or device from parameter 0")
+    _library.check_dtype("perturb", first.dtype, (torch.float32, torch.float64))
+    if not _library.serves(first.device.type):
+        return reference.perturb(parameters, direction, radius)
+    _library.refuse_forward_mode("perturb", [*parameters, *direction])
+    return torch.ops.distpro.perturb(parameters, direction, radius)
+
+
+# -- the operator ------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(dtype: torch.dtype, sizes: Any, tile_elements: int) -> Any:
+    kernels: Any = _native.native()
+    return kernels.VectorPlan.perturb(_library.dtype_code(kernels, dtype), sizes, tile_elements)
+
+
+def _run(parameters: list[Tensor], direction: list[Tensor], radius: float) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    kernels: Any = _native.native()
+    plus, minus, epsilon = _fake(parameters, direction, radius)
+    parameters, direction = _library.dense(parameters, parameters), _library.dense(direction, parameters)
+    first = parameters[0]
+    tile_elements = _library.TILE_ELEMENTS[first.device.type]
+    plan = _plan(first.dtype, tuple(p.numel() for p in parameters), tile_elements)
+    partials = first.new_empty(plan.partials, dtype=torch.float64)
+    lists = addresses(parameters), addresses(direction), addresses(plus), addresses(minus)
+    with _library.stream_on(first.device) as stream:
+        kernels.perturb(plan, *lists, radius, epsilon.data_ptr(), partials.data_ptr(), stream)
+    return plus, minus, epsilon
+
+
+def _fake(
+    parameters: Sequence[Tensor], direction: Sequence[Tensor], radius: float
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    plus = [torch.empty_like(p, memory_format=memory_format(p)) for p in parameters]
+    minus = [torch.empty_like(p, memory_format=memory_format(p)) for p in parameters]
+    return plus, minus, parameters[0].new_empty(())
+
+
+_NAME = _library.register(
+    "perturb(Tensor[] parameters, Tensor[] direction, float radius) -> (Tensor[] plus, Tensor[] minus, Tensor epsilon)",
+    _run,
+    _fake,
+)
+_library.refuse_backward(_NAME, "perturb carries no gradient")
