@@ -3,23 +3,20 @@
 import io
 import os
 import pickle
-import random
 import struct
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from drawn import seen
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop, v2
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from distpro.data import create_dataset, holdout
 from distpro.data.base import Split
-from distpro.data.pictures import random_window
 from distpro.data.resident import Recipe, draw
 from distpro.errors import UserError
 
@@ -67,29 +64,6 @@ def write_cifar(place: Path, name: str, layout: str, rows: int = 40, dumps=pytho
     return place / folder, written
 
 
-def save(file: Path, seed: int, size=(24, 20), mode="RGB", **options) -> None:
-    """A smooth random picture."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3)).astype(np.uint8)
-    Image.fromarray(pixels).resize(size).convert(mode).save(file, **options)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """An ImageFolder of three classes, with the kinds of pictures that are found in the wild."""
-    root = tmp_path_factory.mktemp("photos")
-    for part, count in (("train", 5), ("val", 2)):
-        for label, name in enumerate(("ant", "bee", "cat")):
-            for i in range(count):
-                save(root / part / name / f"{i}.jpg", 100 * label + i, size=(90, 70 + i))
-    save(root / "train/ant/grey.jpeg", 1, mode="L")
-    save(root / "train/bee/print.JPG", 2, mode="CMYK", size=(300, 60))
-    save(root / "train/cat/clear.png", 3, mode="RGBA")
-    (root / "train/cat/notes.txt").write_text("no picture")
-    (root / "train/.cache").mkdir()
-    return root
-
-
 @pytest.fixture(scope="module", params=["digits", "cifar100", "resized", "folder", "folder-workers"])
 def split(request, tmp_path_factory, photos) -> Split:
     if request.param == "digits":
@@ -104,11 +78,6 @@ def same(left, right) -> bool:
     return len(left) == len(right) and all(
         torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(left, right, strict=True)
     )
-
-
-def seen(batches) -> Counter:
-    """How often each (picture, label) came."""
-    return Counter((x.numpy().tobytes(), int(y)) for xs, ys in batches for x, y in zip(xs, ys, strict=True))
 
 
 # What every split promises
@@ -318,177 +287,3 @@ def test_damaged_and_absent_cifar(tmp_path):
     for content in ({}, {b"data": 1, b"fine_labels": [1]}, {b"data": np.zeros(5, np.uint8), b"fine_labels": [1]}):
         (folder / "train").write_bytes(pickle.dumps(content))
         refused("not a CIFAR batch", folder)
-
-
-# Pictures in files
-
-
-def test_folder_keeps_labels_and_matches_torchvision(photos):
-    data = create_dataset("folder", photos, num_workers=0)
-    assert (data.name, data.shape, data.class_names) == ("folder", (3, 224, 224), ("ant", "bee", "cat"))
-    assert data.train.labels.bincount().tolist() == [6, 6, 6]
-    assert data.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    x, _ = next(iter(data.train.loader(18, shuffle=False, augment=False)))
-    usual = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-    for row, file in ((0, "ant/0.jpg"), (5, "ant/grey.jpeg"), (11, "bee/print.JPG"), (17, "cat/clear.png")):
-        picture = Image.open(photos / "train" / file).convert("RGB")
-        torch.testing.assert_close(x[row], IMAGENET(usual(picture)), atol=2e-6, rtol=0)
-    x, _ = next(iter(data.train.loader(18, shuffle=False, augment=True)))
-    assert x.shape == (18, 3, 224, 224)
-
-
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (60, 900)])
-def test_random_windows_are_spread_as_torchvisions(width, height):
-    torch.manual_seed(0)
-    chance, blank = random.Random(0), torch.empty(1, height, width)
-    windows = torch.tensor([random_window(width, height, chance) for _ in range(3000)]).T
-    left, top, right, bottom = windows
-    assert (left.min(), top.min()) >= (0, 0)
-    assert (right.max(), bottom.max()) <= (width, height)
-    theirs = [RandomResizedCrop.get_params(blank, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(3000)]
-    y, x, h, w = torch.tensor(theirs).T
-    scale = torch.tensor([width, height, width, height]).view(4, 1)
-    ours, theirs = (torch.stack(v) / scale for v in ((left, top, right - left, bottom - top), (x, y, w, h)))
-    torch.testing.assert_close(ours.mean(1), theirs.mean(1), atol=0.02, rtol=0)
-    torch.testing.assert_close(ours.std(1), theirs.std(1), atol=0.02, rtol=0)
-
-
-def test_small_pictures_are_shifted_and_flipped(tmp_path):
-    for i in range(8):
-        save(tmp_path / f"{'ab'[i % 2]}/{i}.png", i, size=(48, 48))
-    data = create_dataset("folder", tmp_path, num_workers=0)
-    assert data.name == "folder (a fixed fifth held out for test)"
-    assert (data.shape, len(data.train), len(data.test)) == ((3, 48, 48), 7, 1)
-    plain, _ = next(iter(data.train.loader(7, shuffle=False, augment=False)))
-    x, _ = next(iter(data.train.loader(7, shuffle=False, augment=True)))
-    black = IMAGENET(torch.zeros(3, 1, 1)).expand(3, 60, 60)
-    flips = 0
-    for small, shifted in zip(plain, x, strict=True):
-        framed = black.clone()
-        framed[:, 6:54, 6:54] = small
-        every = framed.unfold(1, 48, 1).unfold(2, 48, 1).permute(1, 2, 0, 3, 4)  # 13 x 13 shifts
-        hits = [(side - shifted).abs().amax((2, 3, 4)).min() < 1e-5 for side in (every, every.flip(4))]
-        assert any(hits)
-        flips += int(hits[1])
-    assert 0 < flips < 7
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_picture_is_named(tmp_path, workers):
-    for i in range(12):
-        save(tmp_path / f"{'ab'[i % 2]}/{i}.jpg", i, size=(80, 80))
-    train = create_dataset("folder", tmp_path, image_size=32, num_workers=workers).train
-    damaged = tmp_path / os.fsdecode(train.files[7])
-    damaged.write_bytes(damaged.read_bytes()[:-200])
-    loader = train.loader(2, shuffle=False, augment=True)
-    for _ in range(2):  # the workers survive it
-        with pytest.raises(UserError, match=f"^cannot read picture '{damaged}': .*truncated.*$") as caught:
-            list(loader)
-        assert "\n" not in str(caught.value)
-    first = tmp_path / os.fsdecode(train.files[0])
-    first.write_text("not a picture")
-    with pytest.raises(UserError, match=f"cannot read picture '{first}'"):
-        create_dataset("folder", tmp_path)
-
-
-def test_one_pass_at_a_time(photos):
-    loader = create_dataset("folder", photos, image_size=32, num_workers=0).train.loader(2, shuffle=True, augment=True)
-    first = iter(loader)
-    next(first)
-    next(iter(loader))
-    with pytest.raises(RuntimeError, match="this pass is over"):
-        next(first)
-
-
-def test_folders_that_are_none(tmp_path, photos):
-    def refused(match: str, root: Path = tmp_path / "set") -> None:
-        with pytest.raises(UserError, match=match):
-            create_dataset("folder", root)
-
-    refused("no folder '.*/photos': did you mean '.*/photos0'", photos.parent / "photos")
-    (tmp_path / "set/train/ant").mkdir(parents=True)
-    (tmp_path / "set/validation/ant").mkdir(parents=True)
-    refused("neither 'val' nor 'test' \\(rename 'validation'")
-    (tmp_path / "set/validation").rename(tmp_path / "set/test")
-    refused(r"no pictures \(.jpg .*\) in class folder '.*/set/train/ant'")
-    save(tmp_path / "set/train/ant/0.jpg", 0)
-    save(tmp_path / "set/test/aunt/0.jpg", 0)
-    (tmp_path / "set/test/ant").rmdir()
-    refused("unknown class 'aunt': did you mean 'ant'")
-    (tmp_path / "set/test/aunt").rename(tmp_path / "set/test/ant")
-    assert len(create_dataset("folder", tmp_path / "set").test) == 1
-    refused("no class folders", tmp_path / "set/train/ant")
-    refused("too few to split", tmp_path / "set/train")
-
-
-def test_tiny_imagenet_layout(tmp_path):
-    for i in range(6):
-        name = f"n0{i % 3}"
-        save(tmp_path / f"train/{name}/images/{name}_{i}.JPEG", i, size=(64, 64), mode="L" if i else "RGB")
-        (tmp_path / f"train/{name}/{name}_boxes.txt").touch()
-        save(tmp_path / f"val/images/val_{i}.JPEG", i, size=(64, 64))
-    notes = tmp_path / "val/val_annotations.txt"
-    notes.write_text("".join(f"val_{i}.JPEG\tn0{2 - i % 3}\t0\t0\t9\t9\n" for i in range(6)))
-    data = create_dataset("folder", tmp_path, num_workers=0)
-    assert (data.shape, data.class_names) == ((3, 64, 64), ("n00", "n01", "n02"))
-    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 0, 1, 1, 2, 2], [2, 1, 0, 2, 1, 0])
-    x, _ = next(iter(data.test.loader(6, shuffle=False, augment=False)))
-    picture = TF.to_dtype(TF.pil_to_tensor(Image.open(tmp_path / "val/images/val_3.JPEG")), scale=True)
-    torch.testing.assert_close(x[3], IMAGENET(picture), atol=2e-6, rtol=0)
-    for line, match in (("val_9.JPEG\tn01", "'val_9.JPEG': expected it in"), ("val_1.JPEG\tn1", "line 1.*n01")):
-        notes.write_text(line)
-        with pytest.raises(UserError, match=match):
-            create_dataset("folder", tmp_path)
-
-
-# Real data, where it is at hand
-
-
-def unpacked(name: str, place: Path, *options: str) -> Path:
-    if not (SHARED / "data" / name).is_dir():
-        pytest.skip(f"{name} is not at hand: expected it in ../shared/data")
-    tool = [sys.executable, str(SHARED / "tools/unpack_data.py"), name, str(place), *options]
-    subprocess.run(tool, check=True, capture_output=True)
-    return place
-
-
-@pytest.mark.slow
-def test_real_cifar100(tmp_path):
-    data, python = (
-        create_dataset("cifar100", unpacked("cifar100", tmp_path / layout, "--layout", layout, "--per-class", "20"))
-        for layout in ("binary", "python")
-    )
-    assert data.class_names == python.class_names
-    assert data.class_names[:2] == ("apple", "aquarium_fish")
-    for split, other, count in ((data.train, python.train, 20), (data.test, python.test, 100)):
-        assert split.labels.bincount().tolist() == [count] * 100
-        assert torch.equal(split.labels, other.labels)
-        assert torch.equal(split.padded, other.padded)
-    batches = list(data.test.loader(500, shuffle=False, augment=False))
-    moments = torch.stack(torch.std_mean(torch.cat([x for x, _ in batches]), (0, 2, 3)))
-    torch.testing.assert_close(moments, torch.tensor([[1.0] * 3, [0.0] * 3]), atol=0.02, rtol=0)
-    train, val = holdout(data.train)
-    assert train.labels.bincount().tolist() == [16] * 100
-    assert val.labels.bincount().tolist() == [4] * 100
-
-
-@pytest.mark.slow
-def test_real_tiny_imagenet(tmp_path):
-    root = unpacked("tiny-imagenet", tmp_path) / "tiny-imagenet-200"
-    data = create_dataset("folder", root)
-    assert (data.num_classes, data.shape) == (20, (3, 64, 64))
-    assert data.train.labels.bincount().tolist() == [500] * 20
-    assert data.test.labels.bincount().tolist() == [50] * 20
-    batches = list(data.test.loader(100, shuffle=True, augment=True))
-    assert sum(len(y) for _, y in batches) == 1000
-
-
-@pytest.mark.slow
-def test_real_full_size_pictures():
-    root = SHARED / "data/imagenet-sample/images"
-    if not root.is_dir():
-        pytest.skip("imagenet-sample is not at hand: expected it in ../shared/data")
-    data = create_dataset("folder", root)
-    assert (data.num_classes, data.shape, len(data.train), len(data.test)) == (300, (3, 224, 224), 240, 60)
-    for augment in (True, False):
-        assert sum(len(y) for _, y in data.test.loader(20, shuffle=False, augment=augment)) == 60
