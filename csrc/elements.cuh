@@ -120,12 +120,13 @@ __host__ __device__ inline bool fits_width(const Run& run, int width) {
   return run.rows == 1 || (run.pitch % width == 0 && run.columns % width == 0);
 }
 
-// The block's threads call use(Lanes<V>, row, column, offset) for each V elements.
 template <int V>
 using Lanes = std::integral_constant<int, V>;
 
-// As above with the elements of N arrays, widened: use(Lanes<V>, row, column, offset, x), x[N][V].
-// Each thread has kBatch accesses to every array under way before it uses the first.
+// The block's threads share out a run of N arrays, V elements at a time, and call for each
+// use(Lanes<V>, row, column, offset, x) with its elements widened, x[N][V]. A thread has kBatch
+// accesses to every array under way before it uses the first; four instead of two would take the
+// kernels with bins past 64 registers.
 template <int V, int N, typename T, typename Use>
 __device__ inline void walk(const T* const (&arrays)[N], const Run& run, Use&& use) {
   constexpr int kBatch = 2;

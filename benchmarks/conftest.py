@@ -1,0 +1,105 @@
+"""How the benchmarks measure: all contenders in turn, round after round, so that they share the machine's moods."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import distpro
+from distpro import _native
+
+COPIED = 1 << 26  # bytes of the copy that gives the bandwidth: more than the caches hold
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("distpro")
+    group.addoption("--cifar-batch", type=int, default=64, help="pictures in a batch of CIFAR maps")
+    group.addoption("--imagenet-batch", type=int, default=2, help="pictures in a batch of ImageNet maps")
+    group.addoption("--rounds", type=int, default=7, help="times that each contender runs")
+    group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    group.addoption("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    name = request.config.getoption("--device")
+    if _native.native() is None or not _native.serves(name):
+        pytest.skip(f"no native layer for {name}: {_native.why_not()}")
+    return torch.device(name)
+
+
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
+
+
+@pytest.fixture
+def contest(
+    benchmark: Any, request: pytest.FixtureRequest, device: torch.device
+) -> Callable[[dict[str, Callable[[], Any]], int, Any], None]:
+    """`contest(contenders, counted_bytes, shapes)`: times each contender and writes `extra_info`.
+
+    `contenders["native"]` is what pytest-benchmark reports; the ratios to the others are medians over rounds of the
+    ratio within a round. `counted_bytes` is what the work has to move at least.
+    """
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def seconds(function: Callable[[], Any]) -> float:
+        finish()
+        start = time.perf_counter()
+        function()
+        finish()
+        return time.perf_counter() - start
+
+    def run(contenders: dict[str, Callable[[], Any]], counted_bytes: int, shapes: Any) -> None:
+        source = torch.empty(COPIED, dtype=torch.uint8, device=device).fill_(1)
+        target = torch.empty_like(source).fill_(0)
+        contenders = {"copy": lambda: target.copy_(source), **contenders}
+        for function in contenders.values():
+            function()
+        rounds: int = request.config.getoption("--rounds")
+        took: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(rounds):
+            for name, function in contenders.items():
+                took[name].append(seconds(function))
+        native = took.pop("native")
+        copy_rate = [2 * COPIED / t for t in took.pop("copy")]
+        rates = [counted_bytes / t for t in native]
+        benchmark.extra_info.update(
+            device=machine(device),
+            distpro=distpro.__version__,
+            torch=torch.__version__,
+            native=_native.build_info(),
+            shapes=shapes,
+            rounds=rounds,
+            counted_bytes=counted_bytes,
+            milliseconds={"native": spread(native, 1e3)} | {name: spread(t, 1e3) for name, t in took.items()},
+            gigabytes_per_second=spread(rates, 1e-9),
+            copy_gigabytes_per_second=spread(copy_rate, 1e-9),
+            share_of_copy=spread([r / c for r, c in zip(rates, copy_rate, strict=True)]),
+            times_faster_than={
+                name: spread([t / n for t, n in zip(other, native, strict=True)]) for name, other in took.items()
+            },
+        )
+        benchmark.pedantic(lambda: (contenders["native"](), finish()), rounds=rounds, warmup_rounds=1)
+        print("", *(f"{k}: {v}" for k, v in benchmark.extra_info.items() if isinstance(v, dict) and k != "native"))
+
+    return run
+
+
+def spread(values: list[float], unit: float = 1.0) -> list[float]:
+    """[lower quartile, median, upper quartile]"""
+    return [round(unit * q, 4) for q in statistics.quantiles(values, n=4)]

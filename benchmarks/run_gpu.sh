@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command and under 8 minutes: builds the checkout in place, runs the tests of
+# the native layer, the sanitizer and all benchmarks, and writes what came out to the folder OUT.
+#
+#     benchmarks/run_gpu.sh OUT
+#
+# Needs a Hopper GPU (DISTPRO_CUDA_ARCHS for another), nvcc, cmake, ninja, and a Python (PYTHON=...) with torch 2.11
+# or newer, pybind11, setuptools, pytest and pytest-benchmark. No network; nothing is installed.
+# A part that fails or takes too long is noted in OUT/summary.txt and the next one runs; the exit status is then 1.
+set -uo pipefail
+(($# == 1)) || { echo "usage: $0 OUT" >&2; exit 2; }
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3}
+export DISTPRO_NATIVE=1                               # a pass must not mean that the references passed
+export DISTPRO_CUDA=ON
+export DISTPRO_CUDA_ARCHS=${DISTPRO_CUDA_ARCHS:-90-real}  # one architecture builds in a third of the time
+export PYTHONUNBUFFERED=1
+summary=$out/summary.txt
+failed=0
+: >"$summary"
+: >"$out/log.txt"
+
+part() { # part NAME SECONDS COMMAND...: runs it at most so long, its output to OUT/log.txt, one line to the summary
+  local name=$1 seconds=$2 start status=0 said
+  shift 2
+  start=$(date +%s)
+  printf '\n== %s: %s\n' "$name" "$*" >>"$out/log.txt"
+  timeout --kill-after=10 "$seconds" "$@" </dev/null >"$out/part.txt" 2>&1 || status=$?
+  cat "$out/part.txt" >>"$out/log.txt"
+  said=$(grep -v '^\s*$' "$out/part.txt" | tail -n 1 | cut -c 1-150)
+  case $status in
+    0) said="passed: $said" ;;
+    124 | 137) said="FAILED: stopped after $seconds s" ;;
+    *) said="FAILED with $status: $said" ;;
+  esac
+  ((status == 0)) || failed=1
+  printf '%-12s %4d s  %s\n' "$name" "$(($(date +%s) - start))" "$said" | tee -a "$summary"
+  rm -f "$out/part.txt"
+  return $status
+}
+
+skip() { printf '%-12s %6s  skipped: %s\n' "$1" "" "$2" | tee -a "$summary"; }
+
+pytest() { # pytest NAME SECONDS ARGUMENTS...
+  local name=$1 seconds=$2
+  shift 2
+  part "$name" "$seconds" "$python" -m pytest -q -p no:cacheprovider "$@"
+}
+
+sanitizer() { # sanitizer TOOL SECONDS: without torch's caches, inside which every address is a good one
+  local run=("$python" -m pytest -q -p no:cacheprovider -x tests/test_cuda_ops.py)
+  run+=(-k "(every_way or boundary) and not torch.float16")
+  part "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 "${run[@]}"
+}
+
+# The limits add up to less than 8 minutes.
+part device 5 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+# By hand where setup.py cannot, as with a setuptools that is older than pyproject.toml asks for.
+part build 90 "$python" setup.py build_ext --inplace || part "by hand" 90 bash -euc '
+  cmake --fresh -GNinja -S . -B build/gpu -DPython_EXECUTABLE="$(command -v "$0")" \
+    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/distpro" -DDISTPRO_CUDA=ON -DDISTPRO_CUDA_ARCHS="$DISTPRO_CUDA_ARCHS"
+  cmake --build build/gpu' "$python"
+part environment 20 "$python" -m distpro.env
+part registers 10 "$python" benchmarks/ptxas_report.py
+
+# Only what the native layer serves: other tests may need packages that such a machine lacks.
+pytest tests 90 tests/test_native.py tests/test_native_ops.py tests/test_native_autograd.py tests/test_ops.py \
+  tests/test_cuda_ops.py -m "not slow" --junitxml="$out/tests.xml"
+
+if command -v compute-sanitizer >/dev/null; then
+  sanitizer memcheck 55
+  sanitizer racecheck 55
+else
+  skip memcheck "no compute-sanitizer"
+  skip racecheck "no compute-sanitizer"
+fi
+
+# First without torch.compile, whose compiling takes most of the time: those numbers are there in any case.
+sizes=(benchmarks --benchmark-only --cifar-batch 128 --imagenet-batch 128 --rounds 30)
+pytest benchmarks 45 "${sizes[@]}" --no-compile --benchmark-json="$out/benchmarks.json"
+pytest compiled 100 "${sizes[@]}" --benchmark-json="$out/benchmarks-compiled.json"
+
+# The benchmarks as lines: name, median, and the numbers that each one keeps beside it.
+"$python" - "$out"/benchmarks*.json >>"$summary" 2>&1 <<'PYTHON'
+import json, os, sys
+
+for path in filter(os.path.getsize, filter(os.path.exists, sys.argv[1:])):
+    print(os.path.basename(path))
+    for b in json.load(open(path))["benchmarks"]:
+        facts = {k: v for k, v in b["extra_info"].items() if isinstance(v, (int, float))}
+        extra = "  ".join(f"{k} {v:.4g}" for k, v in facts.items())
+        print(f"  {b['name']:<60} {b['stats']['median'] * 1e6:10.1f} us  {extra}")
+PYTHON
+
+printf 'total %d s, %s\n' "$SECONDS" "$( ((failed)) && echo "something FAILED: see log.txt" || echo "all passed")" |
+  tee -a "$summary"
+exit $failed
