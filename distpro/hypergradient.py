@@ -27,7 +27,7 @@ RADIUS = 0.01  # of the finite difference: epsilon = RADIUS / norm(direction), a
 
 
 class Stateless:
-    """A module called at other parameters than its own, that leaves its buffers as they are.
+    """A module called at other values of its trained parameters, that leaves its buffers as they are.
 
     The passes of the hypergradient must not move the BN statistics, which follow the train pass alone: each call
     works on a scratch copy of the buffers.
@@ -35,8 +35,8 @@ class Stateless:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.names = [name for name, _ in module.named_parameters()]
-        self.parameters = [parameter for _, parameter in module.named_parameters()]
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
         self.scratch = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
     def __call__(self, parameters: Sequence[Tensor], *inputs: Any) -> Any:

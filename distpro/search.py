@@ -81,10 +81,10 @@ class SearchStep:
         self.optimizer, self.validation = optimizer, validation
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.validated = 0
-        self.theta = list(student.parameters())
-        self.phi = list(pathways.parameters())
         self.stateless = Stateless(student)
         self.stateless_pathways = Stateless(pathways)
+        self.theta = self.stateless.parameters
+        self.phi = self.stateless_pathways.parameters
         self.normalise = NORMALISATIONS[normalisation]
         self.scale = len(pathways) * kd_weight
         self.hypergradient, self.radius = hypergradient, radius

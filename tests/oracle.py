@@ -31,7 +31,7 @@ def hypergradient(
     Nothing is moved: parameters, buffers and optimizer state are as before.
     """
     z = z.detach().clone().requires_grad_()
-    theta = {n: p.detach().clone().requires_grad_() for n, p in student.named_parameters()}
+    theta = {n: p.detach().clone().requires_grad_() for n, p in student.named_parameters() if p.requires_grad}
     buffers = {n: b.clone() for n, b in student.named_buffers()}
     x, y = batch
     targets = teacher(x).maps

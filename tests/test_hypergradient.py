@@ -50,13 +50,15 @@ def network(name, image):
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 
 
-def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, **options):
+def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, frozen=None, **options):
     """A pair some steps into its search, so that momentum, BN statistics and z are no longer their first values."""
     torch.manual_seed(0)
     teacher_name, student_name, image = pair
     layers = ["0", "1", "2"] if student_name is Strided else None
     teacher = Teacher(network(teacher_name, image).to(dtype), image)
     student = Features(network(student_name, image).to(dtype), image, layers).train()
+    if frozen:
+        student.model.get_submodule(frozen).requires_grad_(False)
     paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms)
     pathways = Pathways(paths, student.shapes, teacher.shapes).to(dtype)
     optimizer = torch.optim.SGD([*student.parameters(), *pathways.parameters()], **sgd)
@@ -209,6 +211,16 @@ def test_dropout_is_the_same_in_the_tangent_pass():
     torch.set_rng_state(state)
     step(*batch, 0.0)
     assert relative(step.z.grad, want) < 1e-8
+
+
+def test_frozen_parameters_stay_out():
+    step, batch, val_batch = setting(PAIRS[0], frozen="conv1")
+    weight = step.student.model.conv1.weight
+    before = weight.clone()
+    want = true_gradient(step, batch, val_batch)
+    step(*batch, 0.0)
+    assert relative(step.z.grad, want) < 1e-8
+    assert torch.equal(weight, before)
 
 
 def test_step_sizes():
