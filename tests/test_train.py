@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 import distpro.config
+import distpro.job
 import distpro.train
 from distpro import Process
 from distpro.errors import run_command
@@ -111,6 +112,23 @@ def test_a_part_alone_from_a_saved_process(job, tmp_path):
     assert (args["epochs"], args["nesterov"], args["method"]) == (1, False, "distpro")  # a flag wins over the file
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *("args.yaml", "summary.csv", "last.pt", "student.safetensors", "report.html")
+    }
+
+
+def test_every_method_gets_its_own_weight(monkeypatch):
+    """kd's weight is not that of the feature losses: the baseline would be a straw man."""
+    config = distpro.config.parse(["--kd-weight", "7", "--reviewkd-weight", "5"])
+    job = distpro.job.Job(config, distpro.job.Console())
+    seen = {}
+    monkeypatch.setattr(distpro.job, "distill", lambda *_, method, **options: seen.update({method: options}))
+    for method in ("none", "kd", "reviewkd", "distpro"):
+        job._fit(job.teacher, method, method)
+    weights = {m: {k: v for k, v in o.items() if k.endswith("weight")} for m, o in seen.items()}
+    assert weights == {
+        "none": {},
+        "kd": {"distill_loss_weight": 0.9},
+        "reviewkd": {"kd_weight": 5.0},
+        "distpro": {"kd_weight": 7.0},
     }
 
 
