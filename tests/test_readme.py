@@ -22,7 +22,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
 
 
 def commands():
-    block = next(b for b in re.findall(r"```\n(.*?)```", README, re.S) if "distpro.train" in b)
+    block = next(b for b in re.findall(r"```\n(.*?)```", README, re.S) if "--method" in b)
     lines = block.replace("\\\n", " ").splitlines()
     return [line.split("#")[0].split()[3:] for line in lines if line.startswith("python -m distpro.train")]
 
