@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from distpro.ops import pathway_dots, pathway_loss, reference
 
@@ -24,6 +25,23 @@ def formula(students: list[torch.Tensor], teachers: list[torch.Tensor], weights:
     """What one would write in PyTorch, and what torch.compile gets."""
     losses = [reference.hcl((s - t).to(weights.dtype)) for s, t in zip(students, teachers, strict=True)]
     per_pathway = torch.stack(losses)
+    return (weights * per_pathway).sum(), per_pathway
+
+
+def published(students: list[torch.Tensor], teachers: list[torch.Tensor], weights: torch.Tensor) -> Any:
+    """The loss as ReviewKD's and DistPro's code have it: both maps pooled, level by level."""
+
+    def hcl(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        loss, weight, weights = F.mse_loss(s, t), 1.0, 1.0
+        for level in (4, 2, 1):
+            if level < s.shape[2]:
+                weight /= 2
+                weights += weight
+                pooled = (F.adaptive_avg_pool2d(x, (level, level)) for x in (s, t))
+                loss = loss + weight * F.mse_loss(*pooled)
+        return loss / weights
+
+    per_pathway = torch.stack([hcl(s, t).to(weights.dtype) for s, t in zip(students, teachers, strict=True)])
     return (weights * per_pathway).sum(), per_pathway
 
 
@@ -65,6 +83,7 @@ def test_pathway_loss(contest, request, device, size, train, dtype, last):
         return run
 
     contenders = {"native": with_formula(pathway_loss), "eager": with_formula(formula)}
+    contenders["published"] = with_formula(published)
     # Compiling takes a minute on a small CPU: only where the numbers are quoted.
     if not request.config.getoption("--no-compile") and dtype == torch.float32 and not last:
         torch.compiler.reset()
