@@ -15,7 +15,7 @@ import torch
 import distpro
 from distpro import _native
 
-COPIED = 1 << 26  # bytes of the copy that gives the bandwidth: more than the caches hold
+COPIED = {"cpu": 1 << 26, "cuda": 1 << 30}  # bytes of the copy that gives the bandwidth: more than the caches hold
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,13 +59,21 @@ def contest(
 
     def seconds(function: Callable[[], Any]) -> float:
         finish()
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            function()
+            end.record()
+            finish()
+            return begin.elapsed_time(end) / 1e3
         start = time.perf_counter()
         function()
         finish()
         return time.perf_counter() - start
 
     def run(contenders: dict[str, Callable[[], Any]], counted_bytes: int, shapes: Any) -> None:
-        source = torch.empty(COPIED, dtype=torch.uint8, device=device).fill_(1)
+        copied = COPIED[device.type]
+        source = torch.empty(copied, dtype=torch.uint8, device=device).fill_(1)
         target = torch.empty_like(source).fill_(0)
         contenders = {"copy": lambda: target.copy_(source), **contenders}
         for function in contenders.values():
@@ -76,7 +84,7 @@ def contest(
             for name, function in contenders.items():
                 took[name].append(seconds(function))
         native = took.pop("native")
-        copy_rate = [2 * COPIED / t for t in took.pop("copy")]
+        copy_rate = [2 * copied / t for t in took.pop("copy")]
         rates = [counted_bytes / t for t in native]
         benchmark.extra_info.update(
             device=machine(device),

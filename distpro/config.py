@@ -219,6 +219,8 @@ def fill(config: Config) -> Config:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(filled, name)}")
     if not 0 < filled.val_fraction < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {filled.val_fraction}")
+    if filled.resume and filled.output is None:
+        raise UserError("--resume needs the --output folder that it is to go on with")
     if filled.teacher_checkpoint and filled.teacher_pretrained:
         raise UserError("--teacher-checkpoint and --teacher-pretrained exclude each other")
     return filled

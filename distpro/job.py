@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
-import inspect
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,17 +15,17 @@ from distpro.config import Config
 from distpro.console import Console
 from distpro.data import create_dataset, holdout
 from distpro.distill import distill
+from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
 from distpro.features import Features
 from distpro.files import whole_file
 from distpro.methods import METHODS
-from distpro.models import create_model, load_checkpoint, save_weights
+from distpro.models import create_model, load_checkpoint, own_network, save_weights
 from distpro.pathways import all_pathways
 from distpro.process import Process
 from distpro.search import search
 from distpro.tasks import Classification, Metrics
 
-OWN = re.compile(r"(?!timm:|cifar:|zoo:|hf)([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 LABELS = {
     "none": "student alone",
     "kd": "KD",
@@ -58,20 +55,26 @@ class Job:
             num_workers=config.workers,
         )
         self.teacher = self._network(str(config.teacher), "teacher", config.teacher_pretrained)
-        self.teacher_facts: dict[str, Any] = {}
         if config.teacher_checkpoint is not None:
-            self.teacher_facts = load_checkpoint(self.teacher, config.teacher_checkpoint)
+            load_checkpoint(self.teacher, config.teacher_checkpoint)
         self.teacher_ready = config.teacher_checkpoint is not None or config.teacher_pretrained
         student = self._network(str(config.student), "student")
         pooled = bool(config.pooled)
-        self.pathways = all_pathways(
-            len(Features(self.teacher, self.data.shape, config.teacher_layers, pooled).shapes),
-            len(Features(student, self.data.shape, config.student_layers, pooled).shapes),
-            str(config.transforms),
-            str(config.pathways),
-        )
+        readers = {
+            "teacher": Features(self.teacher, self.data.shape, config.teacher_layers, pooled),
+            "student": Features(student, self.data.shape, config.student_layers, pooled),
+        }
+        for role, reader in readers.items():
+            if reader.classes != self.data.num_classes:
+                raise UserError(
+                    f"the {role} {getattr(config, role)} tells {reader.classes} classes apart, "
+                    f"{self.data.name} has {self.data.num_classes}"
+                )
+        stages = len(readers["teacher"].shapes), len(readers["student"].shapes)
+        self.pathways = all_pathways(*stages, str(config.transforms), str(config.pathways))
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
+        self.methods = self._methods_that_fit(student)
         self.loader = self.data.train.loader(
             self._batch(), shuffle=True, augment=True, seed=config.seed, drop_last=True
         )
@@ -90,12 +93,42 @@ class Job:
         """A fresh network, the same for the same seed."""
         torch.manual_seed(self.config.seed)
         channels, size = self.data.shape[0], self.data.shape[1]
-        own = OWN.fullmatch(name)
-        if own is None:
-            model = create_model(name, self.data.num_classes, channels, pretrained, size)
-        else:
-            model = _own_network(own[1], own[2], role)
+        model = own_network(name, role) or create_model(name, self.data.num_classes, channels, pretrained, size)
         return model.to(self.device)
+
+    def _methods_that_fit(self, student: nn.Module) -> list[str]:
+        """What is to be run. One that does not fit the pair is a mistake, or among "all" left out with a warning."""
+        if self.config.method != "all":
+            self._distiller(student, self.config.method)
+            return [self.config.method]
+        fitting = []
+        for method in LABELS:
+            try:
+                self._distiller(student, method)
+                fitting.append(method)
+            except UserError as error:
+                self.console.warn(f"{method} is left out: {error}")
+        return fitting
+
+    def _distiller(self, student: nn.Module, method: str) -> Distiller:
+        """Made for its checks alone."""
+        kind = _kind(method)
+        return Distiller(
+            student,
+            self.teacher,
+            image=self.data.shape,
+            method=kind,
+            student_layers=self.config.student_layers,
+            teacher_layers=self.config.teacher_layers,
+            **self._options(kind, self.given if method == "distpro" else None),
+        )
+
+    def _options(self, kind: str, process: Process | None) -> dict[str, Any]:
+        """The options of a method that the configuration gives."""
+        values = {**self.config.plain(), "process": process}
+        if kind == "reviewkd":
+            values["kd_weight"] = self.config.reviewkd_weight
+        return {name: values[name] for name in METHODS[kind].options if values.get(name) is not None}
 
     def _given_process(self) -> Process | None:
         """The process of a file, fitted to this pair; None where it is to be searched or uniform."""
@@ -195,10 +228,6 @@ class Job:
         self, student: nn.Module, method: str, name: str, epochs: int | None = None, process: Process | None = None
     ) -> list[dict[str, float]]:
         config = self.config
-        values = {**config.plain(), "process": process}
-        if method == "reviewkd":
-            values["kd_weight"] = config.reviewkd_weight
-        options = {o: values[o] for o in METHODS[method].options if values.get(o) is not None}
         single = config.method != "all" and name != "teacher"
         return distill(
             student,
@@ -214,14 +243,13 @@ class Job:
             checkpoint=self.folder / "last.pt" if single else self.folder / name / "last.pt",
             resume=config.resume,
             observer=self.console,
-            **options,
+            **self._options(method, process),
         )
 
     def run_method(self, method: str, process: Process | None = None) -> dict[str, Any]:
         """Train one student; `method` is a method's name, or "uniform" for distpro with uniform weights."""
-        real = "distpro" if method == "uniform" else method
         student = self._network(str(self.config.student), "student")
-        history = self._fit(student, real, method, process=process)
+        history = self._fit(student, _kind(method), method, process=process)
         folder = self.folder / method if self.config.method == "all" else self.folder
         save_weights(student, folder / "student.safetensors")
         metrics = Classification().evaluate(student, self.test)
@@ -248,6 +276,11 @@ class Job:
             writer.writerows(lines)
 
 
+def _kind(method: str) -> str:
+    """The name in `METHODS`: "uniform" is distpro with uniform weights."""
+    return "distpro" if method == "uniform" else method
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -257,21 +290,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _own_network(module: str, function: str, role: str) -> nn.Module:
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"--{role} {module}:{function}: {error}") from error
-    names = [name for name, value in vars(found).items() if inspect.isfunction(value) or inspect.isclass(value)]
-    if not hasattr(found, function):
-        close = nearest(function, names)
-        raise UserError(
-            f"--{role} {module}:{function}: {module} has no '{function}'"
-            + (f"; did you mean '{close[0]}'?" if close else "")
-        )
-    model = getattr(found, function)()
-    if not isinstance(model, nn.Module):
-        raise UserError(f"--{role} {module}:{function}() gives {type(model).__name__}, expected an nn.Module")
-    return model

@@ -26,14 +26,13 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} test pictures "
         f"{list(job.data.shape)}, {job.data.num_classes} classes; device {job.device}; results in {job.folder}"
     )
-    methods = ["none", "kd", "reviewkd", "uniform", "distpro"] if config.method == "all" else [config.method]
-    teacher = job.prepare_teacher() if methods != ["none"] else None
+    teacher = job.prepare_teacher() if job.methods != ["none"] else None
 
     process: Process | None = job.given
-    if "distpro" in methods and config.process == "search":
+    if "distpro" in job.methods and config.process == "search":
         process = job.search()
     rows: list[dict[str, Any]] = []
-    for method in methods:
+    for method in job.methods:
         rows.append(job.run_method(method, process if method == "distpro" else None))
         job.write_summary(rows)
 

@@ -175,6 +175,11 @@ def mistake(*words):
         (["--transforms", "AQ"], "unknown transform 'Q'"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
         (["--device", "gpu"], "--device gpu cannot be used"),
+        (["--student", "drawn_networks:of_5"], "the student drawn_networks:of_5 tells 5 classes apart, digits has 10"),
+        (
+            ["--method", "reviewkd", "--student-layers", "block1", "block3"],
+            "reviewkd compares stage with stage: the teacher has 4",
+        ),
         (["--config", "none.yaml"], "no configuration file 'none.yaml'"),
         (["--student", "no.such.module:net"], "--student no.such.module:net: No module named 'no'"),
         (["--student", "distpro.models:creat_model"], "has no 'creat_model'; did you mean 'create_model'?"),
@@ -183,6 +188,17 @@ def mistake(*words):
 def test_mistakes_are_one_sentence(words, sentence, tmp_path):
     assert sentence in mistake(*words, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_resume_needs_a_folder():
+    assert mistake("--resume") == "--resume needs the --output folder that it is to go on with"
+
+
+def test_a_method_that_does_not_fit_the_pair_is_left_out_of_all(capsys):
+    arguments = ["--teacher", "resnet8", "--student-layers", "block1", "block3"]
+    job = distpro.job.Job(distpro.config.parse(arguments), distpro.job.Console())
+    assert job.methods == ["none", "kd", "uniform", "distpro"]
+    assert "reviewkd is left out: reviewkd compares stage with stage" in " ".join(capsys.readouterr().out.split())
 
 
 def test_mistakes_in_files(tmp_path):
