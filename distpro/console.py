@@ -35,7 +35,7 @@ class Console(Observer):
         self.started = time.perf_counter()
         if self.rich.is_terminal:
             columns = (
-                TextColumn("{task.description}", table_column=None),
+                TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),

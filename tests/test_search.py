@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from distpro import Recipe, UserError, distill, search
+from distpro import Process, Recipe, UserError, distill, search
 from distpro.data import create_dataset, holdout
 from distpro.features import Features, Teacher
 from distpro.loop import fit
@@ -116,6 +116,39 @@ def test_resumes_to_the_same_numbers(tmp_path, options):
         {k: v for k, v in row.items() if k not in drop} for row in whole_history
     ]
     torch.load(tmp_path / "search.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("method", ["none", "kd", "reviewkd", "distpro"])
+def test_a_broken_distillation_resumes_to_the_same_numbers(tmp_path, method):
+    class BreaksOff(list):
+        """Ends as Ctrl-C does, in the middle of its second epoch."""
+
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            for k, batch in enumerate(super().__iter__()):
+                if self.passes == 2 and k == 2:
+                    raise KeyboardInterrupt
+                yield batch
+
+    def run(train, **options):
+        student, teacher = pair()
+        given = {"method": method, "image": IMAGE, "test": batches(2, 5), **options}
+        if method == "distpro":
+            given |= {"transforms": "A", "process": process}
+        torch.manual_seed(7)  # of the method's own blocks
+        return student, distill(student, teacher, train, RECIPE, **given)
+
+    process = Process(torch.rand(4, 9) + 0.2, all_pathways(3, 3, "A"))
+    checkpoint = tmp_path / "last.pt"
+    whole, history = run(batches(5))
+    with pytest.raises(KeyboardInterrupt):
+        run(BreaksOff(batches(5)), checkpoint=checkpoint)
+    again, resumed = run(batches(5), checkpoint=checkpoint, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert [row["test_loss"] for row in resumed] == [row["test_loss"] for row in history]
 
 
 def test_wrong_words():
