@@ -57,9 +57,11 @@ class Distiller(nn.Module):
                 raise unknown(f"option of method {method}", name, kind.options)
         if kind.needs_teacher and teacher is None:
             raise UserError(f"method {method} needs a teacher")
-        plain = {"pooled": options.get("pooled", kind.pooled)}
-        self.student = Features(student, image, student_layers, **plain)
-        self.teacher = Teacher(teacher, image, teacher_layers, **plain) if teacher and kind.needs_teacher else None
+        pooled = options.get("pooled", kind.pooled)
+        self.student = Features(student, image, student_layers, pooled)
+        self.teacher = None
+        if teacher is not None and kind.needs_teacher:
+            self.teacher = Teacher(teacher, image, teacher_layers, pooled)
         self.method = kind(self.student, self.teacher, **options).to(next(student.parameters()).device)
         self.task = Classification()
         self.steps = steps

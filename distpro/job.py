@@ -93,34 +93,35 @@ class Job:
         """A fresh network, the same for the same seed."""
         torch.manual_seed(self.config.seed)
         channels, size = self.data.shape[0], self.data.shape[1]
-        model = own_network(name, role) or create_model(name, self.data.num_classes, channels, pretrained, size)
+        model = own_network(name, role)
+        if model is None:
+            model = create_model(name, self.data.num_classes, channels, pretrained, size)
         return model.to(self.device)
 
     def _methods_that_fit(self, student: nn.Module) -> list[str]:
         """What is to be run. One that does not fit the pair is a mistake, or among "all" left out with a warning."""
         if self.config.method != "all":
-            self._distiller(student, self.config.method)
+            self._check(student, self.config.method)
             return [self.config.method]
-        fitting = []
-        for method in LABELS:
+        fitting = set()
+        for kind in METHODS:
             try:
-                self._distiller(student, method)
-                fitting.append(method)
+                self._check(student, kind)
+                fitting.add(kind)
             except UserError as error:
-                self.console.warn(f"{method} is left out: {error}")
-        return fitting
+                self.console.warn(f"{kind} is left out: {error}")
+        return [method for method in LABELS if _kind(method) in fitting]
 
-    def _distiller(self, student: nn.Module, method: str) -> Distiller:
-        """Made for its checks alone."""
-        kind = _kind(method)
-        return Distiller(
+    def _check(self, student: nn.Module, kind: str) -> None:
+        """Make the method for this pair once, for the mistakes it finds."""
+        Distiller(
             student,
             self.teacher,
             image=self.data.shape,
             method=kind,
             student_layers=self.config.student_layers,
             teacher_layers=self.config.teacher_layers,
-            **self._options(kind, self.given if method == "distpro" else None),
+            **self._options(kind, self.given),
         )
 
     def _options(self, kind: str, process: Process | None) -> dict[str, Any]:
@@ -252,15 +253,14 @@ class Job:
         history = self._fit(student, _kind(method), method, process=process)
         folder = self.folder / method if self.config.method == "all" else self.folder
         save_weights(student, folder / "student.safetensors")
-        metrics = Classification().evaluate(student, self.test)
         label = LABELS[method]
         if method == "distpro" and self.config.process != "search":
             label = f"process {self.config.process}"
         return {
             "method": method,
             "label": label,
-            "top1": metrics.top1,
-            "top5": metrics.top5,
+            "top1": history[-1]["test_top1"],
+            "top5": history[-1]["test_top5"],
             "seconds": sum(row["seconds"] for row in history),
             "search_seconds": process.facts.get("seconds", 0.0) if process and self.given is None else 0.0,
             "history": history,

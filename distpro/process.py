@@ -80,10 +80,7 @@ class Process:
 
     def final(self) -> Process:
         """The last values at every moment: the paper's "use alpha_T"."""
-        return self._with(self.z[-1:])
-
-    def _with(self, z: Tensor) -> Process:
-        return Process(z, self.pathways, self.normalisation, self.tau, self.facts)
+        return Process(self.z[-1:], self.pathways, self.normalisation, self.tau, self.facts)
 
     # -- reading it ---------------------------------------------------------------------------------------------
 

@@ -248,10 +248,8 @@ def search(
     """
     image = tuple(image or next(iter(train))[0].shape[1:])
     shape = (image[0], image[1], image[2])
-    reader, frozen = (
-        Features(student, shape, student_layers, pooled).train(),
-        Teacher(teacher, shape, teacher_layers, pooled),
-    )
+    reader = Features(student, shape, student_layers, pooled).train()
+    frozen = Teacher(teacher, shape, teacher_layers, pooled)
     paths = all_pathways(len(frozen.shapes), len(reader.shapes), transforms, pathways)
     blocks = Pathways(paths, reader.shapes, frozen.shapes, distance).to(next(student.parameters()).device)
     optimizer = recipe.optimizer([*reader.parameters(), *blocks.parameters()])
