@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from distpro.distiller import Distiller
 from distpro.loop import Observer, fit
@@ -24,8 +25,10 @@ class DistillStep:
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
         losses = self.distiller(x, y, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        self.optimizer.step()
+        with record_function("backward"):
+            losses["loss"].backward()
+        with record_function("optimizer"):
+            self.optimizer.step()
         return losses
 
     def state_dict(self) -> dict[str, Any]:

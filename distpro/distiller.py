@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from distpro.errors import UserError, unknown
 from distpro.features import Features, Teacher
@@ -70,10 +71,13 @@ class Distiller(nn.Module):
     def forward(self, x: Tensor, y: Tensor, progress: float | None = None) -> dict[str, Tensor]:
         if progress is None:
             progress = self._progress()
-        target = self.teacher(x) if self.teacher is not None and self.method.wants_teacher(progress) else None
-        output = self.student(x)
-        terms = self.method(output, target, progress)
-        task = self.task.loss(output.logits, y)
+        with record_function("teacher"):
+            target = self.teacher(x) if self.teacher is not None and self.method.wants_teacher(progress) else None
+        with record_function("student"):
+            output = self.student(x)
+        with record_function("losses"):
+            terms = self.method(output, target, progress)
+            task = self.task.loss(output.logits, y)
         return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
 
     def _progress(self) -> float:

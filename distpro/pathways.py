@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from distpro.errors import UserError, unknown
 from distpro.ops import DISTANCES, pathway_loss
@@ -109,7 +110,8 @@ class Pathways(nn.Module):
         """
         indices = range(len(self.pathways)) if active is None else active
         chosen = [(self.pathways[i], sources[i]) for i in indices]
-        students = [self.blocks[p.name](source) for p, source in chosen]
+        with record_function("transforms"):
+            students = [self.blocks[p.name](source) for p, source in chosen]
         teachers = [teacher_maps[p.teacher - 1] for p, _ in chosen]
         return pathway_loss(students, teachers, weights, self.distance)
 

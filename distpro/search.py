@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from distpro.errors import UserError, run_command, unknown
 from distpro.features import Features, Teacher
@@ -115,18 +116,23 @@ class SearchStep:
     def _train_step(self, x: Tensor, y: Tensor) -> TrainPass:
         """Move theta and phi down the gradient of Eq. 2 with the weights of now."""
         factors = self.scale * self.normalise(self.z)
-        targets = self.teacher(x).maps
-        output = self.student(x)
-        sources = self.pathways.sources(output.maps)
-        feature_loss, _ = self.pathways(sources, targets, factors)
-        task = self.task.loss(output.logits, y)
-        loss = task + feature_loss
+        with record_function("teacher"):
+            targets = self.teacher(x).maps
+        with record_function("student"):
+            output = self.student(x)
+        with record_function("losses"):
+            sources = self.pathways.sources(output.maps)
+            feature_loss, _ = self.pathways(sources, targets, factors)
+            task = self.task.loss(output.logits, y)
+            loss = task + feature_loss
         parameters = [*self.theta, *self.phi]
-        gradients = torch.autograd.grad(loss, [*parameters, *sources], allow_unused=True)
+        with record_function("backward"):
+            gradients = torch.autograd.grad(loss, [*parameters, *sources], allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=False):
             parameter.grad = gradient
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # nothing stale for the validation gradient to meet
+        with record_function("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)  # nothing stale for the validation gradient to meet
         losses = {"loss": loss.detach(), "task": task.detach()}
         return TrainPass(losses, gradients[len(parameters) :], factors, targets)
 
@@ -142,24 +148,26 @@ class SearchStep:
             self._batches = endless(self.validation, self.validated)
         x_val, y_val = next(self._batches)
         self.validated += 1
-        val_loss = self.task.loss(self.stateless(self.theta, x_val).logits, y_val)
-        v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
+        with record_function("validation"):
+            val_loss = self.task.loss(self.stateless(self.theta, x_val).logits, y_val)
+            v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
         direction = [
             torch.zeros_like(p) if g is None else g if k == most else g * (k / most)
             for g, p, k in zip(v, theta, xi, strict=True)
         ]
 
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # the same dropout as the train pass
-            torch.set_rng_state(random[0])
-            if random[1] is not None:
-                torch.cuda.set_rng_state(random[1], x.device)
-            if self.hypergradient == "exact":
-                stages = [p.student for p in self.pathways.pathways]
-                h = exact(self.stateless, theta, direction, x, train.at_sources, train.factors, stages)
-            else:
-                h = finite_difference(
-                    self.stateless, self.stateless_pathways, theta, phi, direction, x, train.targets, self.radius
-                )
+        with record_function("hypergradient"):
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # the same dropout as the train pass
+                torch.set_rng_state(random[0])
+                if random[1] is not None:
+                    torch.cuda.set_rng_state(random[1], x.device)
+                if self.hypergradient == "exact":
+                    stages = [p.student for p in self.pathways.pathways]
+                    h = exact(self.stateless, theta, direction, x, train.at_sources, train.factors, stages)
+                else:
+                    h = finite_difference(
+                        self.stateless, self.stateless_pathways, theta, phi, direction, x, train.targets, self.radius
+                    )
         gradient = through_normalisation(h, self.z, self.normalise, self.scale)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
         self.adam.step()
