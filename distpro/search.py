@@ -156,18 +156,18 @@ class SearchStep:
             for g, p, k in zip(v, theta, xi, strict=True)
         ]
 
-        with record_function("hypergradient"):
-            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # the same dropout as the train pass
-                torch.set_rng_state(random[0])
-                if random[1] is not None:
-                    torch.cuda.set_rng_state(random[1], x.device)
-                if self.hypergradient == "exact":
-                    stages = [p.student for p in self.pathways.pathways]
-                    h = exact(self.stateless, theta, direction, x, train.at_sources, train.factors, stages)
-                else:
-                    h = finite_difference(
-                        self.stateless, self.stateless_pathways, theta, phi, direction, x, train.targets, self.radius
-                    )
+        devices = [x.device] if x.is_cuda else []
+        with record_function("hypergradient"), torch.random.fork_rng(devices):  # the same dropout as the train pass
+            torch.set_rng_state(random[0])
+            if random[1] is not None:
+                torch.cuda.set_rng_state(random[1], x.device)
+            if self.hypergradient == "exact":
+                stages = [p.student for p in self.pathways.pathways]
+                h = exact(self.stateless, theta, direction, x, train.at_sources, train.factors, stages)
+            else:
+                h = finite_difference(
+                    self.stateless, self.stateless_pathways, theta, phi, direction, x, train.targets, self.radius
+                )
         gradient = through_normalisation(h, self.z, self.normalise, self.scale)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
         self.adam.step()
