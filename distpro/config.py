@@ -12,6 +12,7 @@ import tyro
 import yaml
 
 from distpro.errors import UserError, unknown
+from distpro.precision import DTYPES, Precision
 from distpro.process import TAU
 from distpro.recipe import Recipe
 
@@ -108,6 +109,14 @@ class Config:
     seed: int = 0
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
+    amp: bool = False
+    """Autocast the student and the transforms."""
+    amp_dtype: Literal["bfloat16"] = "bfloat16"
+    """Of --amp; it needs no loss scaling."""
+    channels_last: bool = False
+    """Keep maps in NHWC order in memory."""
+    teacher_precision: Literal["float32", "bfloat16", "float16"] | None = None
+    """Run the teacher in this type, its BN folded into its convolutions; checked against float32 at the start."""
     threads: int | None = None
     """CPU threads; one for the digits, whose steps are too small to share."""
     output: Path | None = None
@@ -122,6 +131,13 @@ class Config:
         if self.epochs is None or self.lr is None or self.weight_decay is None or self.sched is None:
             return fill(self).recipe(epochs)
         return Recipe(epochs or self.epochs, self.lr, self.momentum, self.weight_decay, self.nesterov, self.sched)
+
+    def precision(self) -> Precision:
+        return Precision(
+            DTYPES[self.amp_dtype] if self.amp else None,
+            self.channels_last,
+            DTYPES[self.teacher_precision] if self.teacher_precision else None,
+        )
 
     def search_recipe(self) -> Recipe:
         """The same over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if it is by steps."""

@@ -11,6 +11,7 @@ from torch.profiler import record_function
 from distpro.errors import UserError, unknown
 from distpro.features import Features, Teacher
 from distpro.methods import METHODS
+from distpro.precision import PLAIN, Precision
 from distpro.process import Process
 from distpro.tasks import Classification
 from distpro.transforms import Shape
@@ -24,6 +25,7 @@ class Distiller(nn.Module):
     method: a name in `METHODS`; its options follow as keywords (kd_weight, transforms, ...).
     process: for "distpro"; a `Process`, or None for uniform weights.
     student_layers, teacher_layers: submodules to read where a network has no `forward_intermediates`.
+    precision: see `Precision`; plain float32 by default.
     steps: how many training calls there will be: calls in train mode are counted, and where the training stands
         decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`.
 
@@ -45,6 +47,7 @@ class Distiller(nn.Module):
         student_layers: Sequence[str] | None = None,
         teacher_layers: Sequence[str] | None = None,
         steps: int | None = None,
+        precision: Precision = PLAIN,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -62,8 +65,11 @@ class Distiller(nn.Module):
         self.student = Features(student, image, student_layers, pooled)
         self.teacher = None
         if teacher is not None and kind.needs_teacher:
-            self.teacher = Teacher(teacher, image, teacher_layers, pooled)
+            self.teacher = Teacher(teacher, image, teacher_layers, pooled, precision)
         self.method = kind(self.student, self.teacher, **options).to(next(student.parameters()).device)
+        self.precision = precision
+        for part in (self.student, self.method):
+            precision.lay_out(part)
         self.task = Classification()
         self.steps = steps
         self.calls = 0
@@ -71,13 +77,16 @@ class Distiller(nn.Module):
     def forward(self, x: Tensor, y: Tensor, progress: float | None = None) -> dict[str, Tensor]:
         if progress is None:
             progress = self._progress()
-        with record_function("teacher"):
-            target = self.teacher(x) if self.teacher is not None and self.method.wants_teacher(progress) else None
-        with record_function("student"):
-            output = self.student(x)
-        with record_function("losses"):
-            terms = self.method(output, target, progress)
-            task = self.task.loss(output.logits, y)
+        moment = self.method.moment(progress)
+        x = self.precision.layout(x)
+        with self.precision.autocast(x.device):
+            with record_function("teacher"):
+                target = self.teacher(x, moment.depth) if self.teacher is not None and moment.depth != 0 else None
+            with record_function("student"):
+                output = self.student(x)
+            with record_function("losses"):
+                terms = self.method(output, target, moment)
+                task = self.task.loss(output.logits, y)
         return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
 
     def _progress(self) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distpro.errors import UserError, unknown
+from distpro.precision import PLAIN, Precision
 from distpro.transforms import Shape
 
 MOST_STAGES = 4
@@ -62,13 +63,13 @@ class Features(nn.Module):
         self.stages += ["pooled"] if pooled else []
 
     def forward(self, x: Tensor) -> Output:
+        model: Any = self.model
         if self.layers:
-            logits = self.model(x)
+            logits = model(x)
             maps = [_as_map(self._caught.pop(name), name) for name in self.layers]
             if self.pooled:
                 maps.append(maps[-1].mean((2, 3), keepdim=True))
             return Output(logits, maps)
-        model: Any = self.model
         final, maps = model.forward_intermediates(x, indices=self.indices)
         if not self.pooled:
             return Output(model.forward_head(final), list(maps))
@@ -102,10 +103,21 @@ class Features(nn.Module):
 
 
 class Teacher(Features):
-    """A network that only teaches: always in eval mode, never with gradients, whatever is asked of it."""
+    """A network that only teaches: always in eval mode, never with gradients, whatever is asked of it.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    precision: of its passes; with `precision.teacher` they run on a copy in that type, its BN folded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        image: Shape,
+        layers: Sequence[str] | None = None,
+        pooled: bool = False,
+        precision: Precision = PLAIN,
+    ) -> None:
+        super().__init__(model, image, layers, pooled)
+        self.precision = precision
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -113,11 +125,16 @@ class Teacher(Features):
         return self
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor, depth: int | None = None) -> Output:
+        """With `depth`, only the first so many stages are run: so many maps, and no logits (`[N, 0]`)."""
         # A user may hold the model itself and call train() on it: then its BN would drift unseen.
         if self.model.training:
             self.model.eval()
-        return super().forward(x)
+        if depth is None or depth >= len(self.shapes) or self.indices is None:
+            return super().forward(x)
+        model: Any = self.model
+        maps = model.forward_intermediates(x, indices=self.indices[:depth], stop_early=True, intermediates_only=True)
+        return Output(x.new_empty(len(x), 0), list(maps))
 
 
 def _stages_of(shapes: list[tuple[int, ...]]) -> list[int]:

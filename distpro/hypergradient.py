@@ -30,20 +30,25 @@ class Stateless:
     """A module called at other values of its trained parameters, that leaves its buffers as they are.
 
     The passes of the hypergradient must not move the BN statistics, which follow the train pass alone: each call
-    works on a scratch copy of the buffers.
+    works on a scratch copy of the buffers. It computes in the type of the parameters it is given.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
+        self.frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
         self.scratch = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
     def __call__(self, parameters: Sequence[Tensor], *inputs: Any) -> Any:
         for name, buffer in self.module.named_buffers():
             self.scratch[name].copy_(buffer)
-        state = dict(zip(self.names, parameters, strict=True)) | self.scratch
-        return functional_call(self.module, state, inputs)
+        others = {n: _cast(t, parameters[0].dtype) for n, t in (self.frozen | self.scratch).items()}
+        return functional_call(self.module, dict(zip(self.names, parameters, strict=True)) | others, inputs)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def step_sizes(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[float]:
@@ -74,6 +79,7 @@ def exact(
     gradients: Sequence[Tensor],
     factors: Tensor,
     student_stage: Sequence[int],
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """h `[P]` from one forward-mode pass of the student alone; no transform is run again.
 
@@ -84,17 +90,22 @@ def exact(
     gradients: of the train loss at each pathway's own alias of F_j (`Pathways.sources`): factor_p * d l_p / d F_j.
     factors: `[P]`, what these carry, w * a_p; where it is 0 nothing can be read and h_p = 0.
     student_stage: j of each pathway, from 1.
+    dtype: of the pass; that of theta by default. Autocast has no forward mode on a CPU: all of it is cast.
 
     Forward mode sees a custom op without a forward rule as constant: keep such ops out of the student.
     """
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
-        duals = [forward_ad.make_dual(p, d) for p, d in zip(theta, direction, strict=True)]
-        maps = student(duals, x).maps
+        dtype = dtype or theta[0].dtype
+        duals = [forward_ad.make_dual(p.to(dtype), d.to(dtype)) for p, d in zip(theta, direction, strict=True)]
+        maps = student(duals, x.to(dtype)).maps
         tangents = [forward_ad.unpack_dual(m).tangent for m in maps]
     missing = [j for j in set(student_stage) if tangents[j - 1] is None]
     if missing:
         raise UserError(f"no forward derivative reaches the student's stage {missing[0]}: use finite-difference")
-    dots = pathway_dots(gradients, [tangents[j - 1] for j in student_stage])
+    types = {g.dtype for g in gradients}
+    common = types.pop() if len(types) == 1 else torch.float32  # autocast leaves some maps in float32
+    tangents = [t if t is None else t.to(common) for t in tangents]
+    dots = pathway_dots([g.to(common) for g in gradients], [tangents[j - 1] for j in student_stage])
     return torch.where(factors == 0, 0, dots / factors)
 
 

@@ -200,6 +200,7 @@ class Job:
             pathways=str(config.pathways),
             distance=config.distance,
             pooled=bool(config.pooled),
+            precision=config.precision(),
             kd_weight=config.kd_weight or 1.0,
             normalisation=config.normalisation,
             tau=config.tau,
@@ -244,6 +245,7 @@ class Job:
             checkpoint=self.folder / "last.pt" if single else self.folder / name / "last.pt",
             resume=config.resume,
             observer=self.console,
+            precision=config.precision(),
             **self._options(method, process),
         )
 

@@ -17,6 +17,7 @@ from distpro.features import Features, Teacher
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
 from distpro.loop import Observer, fit
 from distpro.pathways import Pathways, all_pathways
+from distpro.precision import PLAIN, Precision
 from distpro.process import NORMALISATIONS, TAU, Process
 from distpro.recipe import Recipe
 from distpro.tasks import Classification
@@ -51,6 +52,8 @@ class SearchStep:
         remembers the large early gradients, so z freezes once the learning rate has dropped; without it z moves
         alike at every learning rate.
     radius: of the finite difference: epsilon = radius / norm of its direction.
+    precision: of all passes, but for the finite difference, which is float32 always: a difference of two nearly
+        equal losses would keep few digits of a shorter type.
     z_record: z as used at each step, `[steps, P]`.
     """
 
@@ -71,6 +74,7 @@ class SearchStep:
         alpha_every: int = 1,
         literal_xi: bool = False,
         radius: float = RADIUS,
+        precision: Precision = PLAIN,
     ) -> None:
         if hypergradient not in HYPERGRADIENTS:
             raise unknown("hypergradient", hypergradient, HYPERGRADIENTS)
@@ -79,7 +83,9 @@ class SearchStep:
         if alpha_every < 1:
             raise UserError(f"--alpha-every must be 1 or more, got {alpha_every}")
         self.student, self.teacher, self.pathways = student, teacher, pathways
-        self.optimizer, self.validation = optimizer, validation
+        self.optimizer, self.validation, self.precision = optimizer, validation, precision
+        for module in (student, pathways):
+            precision.lay_out(module)
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.validated = 0
         self.stateless = Stateless(student)
@@ -99,6 +105,7 @@ class SearchStep:
         step_sizes(optimizer, self.theta)  # refuses an optimizer that cannot be differentiated before work is done
 
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
+        x = self.precision.layout(x)
         z_used = self.z.clone()
         if self.taken % self.alpha_every:
             losses = self._train_step(x, y).losses
@@ -116,15 +123,16 @@ class SearchStep:
     def _train_step(self, x: Tensor, y: Tensor) -> TrainPass:
         """Move theta and phi down the gradient of Eq. 2 with the weights of now."""
         factors = self.scale * self.normalise(self.z)
-        with record_function("teacher"):
-            targets = self.teacher(x).maps
-        with record_function("student"):
-            output = self.student(x)
-        with record_function("losses"):
-            sources = self.pathways.sources(output.maps)
-            feature_loss, _ = self.pathways(sources, targets, factors)
-            task = self.task.loss(output.logits, y)
-            loss = task + feature_loss
+        with self.precision.autocast(x.device):
+            with record_function("teacher"):
+                targets = self.teacher(x).maps
+            with record_function("student"):
+                output = self.student(x)
+            with record_function("losses"):
+                sources = self.pathways.sources(output.maps)
+                feature_loss, _ = self.pathways(sources, targets, factors)
+                task = self.task.loss(output.logits, y)
+                loss = task + feature_loss
         parameters = [*self.theta, *self.phi]
         with record_function("backward"):
             gradients = torch.autograd.grad(loss, [*parameters, *sources], allow_unused=True)
@@ -149,7 +157,9 @@ class SearchStep:
         x_val, y_val = next(self._batches)
         self.validated += 1
         with record_function("validation"):
-            val_loss = self.task.loss(self.stateless(self.theta, x_val).logits, y_val)
+            with self.precision.autocast(x.device):
+                output = self.stateless(self.theta, self.precision.layout(x_val))
+                val_loss = self.task.loss(output.logits, y_val)
             v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
         direction = [
             torch.zeros_like(p) if g is None else g if k == most else g * (k / most)
@@ -163,10 +173,13 @@ class SearchStep:
                 torch.cuda.set_rng_state(random[1], x.device)
             if self.hypergradient == "exact":
                 stages = [p.student for p in self.pathways.pathways]
-                h = exact(self.stateless, theta, direction, x, train.at_sources, train.factors, stages)
+                h = exact(
+                    self.stateless, theta, direction, x, train.at_sources, train.factors, stages, self.precision.amp
+                )
             else:
+                targets = [t.float() if t.element_size() < 4 else t for t in train.targets]
                 h = finite_difference(
-                    self.stateless, self.stateless_pathways, theta, phi, direction, x, train.targets, self.radius
+                    self.stateless, self.stateless_pathways, theta, phi, direction, x, targets, self.radius
                 )
         gradient = through_normalisation(h, self.z, self.normalise, self.scale)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
@@ -239,6 +252,7 @@ def search(
     pathways: str = "all",
     distance: str = "hcl",
     pooled: bool = False,
+    precision: Precision = PLAIN,
     kd_weight: float = 1.0,
     normalisation: str = "biased-softmax",
     tau: float | None = TAU,
@@ -257,7 +271,7 @@ def search(
     image = tuple(image or next(iter(train))[0].shape[1:])
     shape = (image[0], image[1], image[2])
     reader = Features(student, shape, student_layers, pooled).train()
-    frozen = Teacher(teacher, shape, teacher_layers, pooled)
+    frozen = Teacher(teacher, shape, teacher_layers, pooled, precision)
     paths = all_pathways(len(frozen.shapes), len(reader.shapes), transforms, pathways)
     blocks = Pathways(paths, reader.shapes, frozen.shapes, distance).to(next(student.parameters()).device)
     optimizer = recipe.optimizer([*reader.parameters(), *blocks.parameters()])
@@ -270,6 +284,7 @@ def search(
         steps=recipe.epochs * len(train),
         kd_weight=kd_weight,
         normalisation=normalisation,
+        precision=precision,
         **options,
     )
     history = fit(

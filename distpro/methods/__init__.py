@@ -5,7 +5,7 @@ To add one, write a `Method` in a file of its own and name it in `METHODS`: that
 
 from __future__ import annotations
 
-from distpro.methods.base import Method
+from distpro.methods.base import Method, Moment
 from distpro.methods.distpro import DistPro
 from distpro.methods.kd import KD
 from distpro.methods.none import NoDistillation
@@ -18,4 +18,4 @@ METHODS: dict[str, type[Method]] = {
     "distpro": DistPro,
 }
 
-__all__ = ["METHODS", "DistPro", "Method"]
+__all__ = ["METHODS", "DistPro", "Method", "Moment"]

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from distpro.features import Features, Output, Teacher
+
+
+class Moment(NamedTuple):
+    """What a method needs at a moment of the training. All of it is known on the host, before the step runs.
+
+    progress: 0 at the first step, 1 at the last.
+    depth: how many stages of the teacher are to run: None for the whole network, logits too, 0 for nothing.
+    active, weights: the pathways that count, by index, and their weights `[len(active)]` on the CPU.
+    """
+
+    progress: float
+    depth: int | None = None
+    active: tuple[int, ...] = ()
+    weights: Tensor | None = None
 
 
 class Method(nn.Module):
@@ -24,10 +38,10 @@ class Method(nn.Module):
     def __init__(self, student: Features, teacher: Teacher | None) -> None:
         super().__init__()
 
-    def wants_teacher(self, progress: float) -> bool:
-        """Whether the teacher must run at this moment of the training (0 first step, 1 last)."""
-        return self.needs_teacher
+    def moment(self, progress: float) -> Moment:
+        """What is needed at this moment; by default the whole teacher."""
+        return Moment(progress)
 
-    def forward(self, student: Output, teacher: Output | None, progress: float) -> dict[str, Tensor]:
-        """The weighted loss terms of a batch by name; `teacher` is None where it was not wanted."""
+    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch by name; `teacher` is None where the moment's depth is 0."""
         raise AssertionError(f"{type(self).__name__} must define forward")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distpro.features import Features, Output, Teacher
-from distpro.methods.base import Method
+from distpro.methods.base import Method, Moment
 from distpro.pathways import Pathways, all_pathways
 from distpro.process import Process
 
@@ -13,8 +13,9 @@ from distpro.process import Process
 class DistPro(Method):
     """CE + w * sum_p a_p(t) * l_p (Eq. 2), with w = P * kd_weight and a(t) the process at this moment.
 
-    A pathway whose weight is 0 at a moment costs nothing there: neither its transform nor its loss is run, and
-    where all are dropped the teacher is not run either.
+    A pathway whose weight is 0 at a moment costs nothing there: neither its transform nor its loss is run, no stage
+    of the teacher past the last that counts, and where all are dropped the teacher is not run at all. Its block then
+    has no gradient, so that the optimizer leaves it, and its momentum, as they are until it returns.
     """
 
     options = ("kd_weight", "process", "transforms", "pathways", "distance", "pooled")
@@ -36,15 +37,18 @@ class DistPro(Method):
         self.process = Process.uniform(paths) if process is None else process.fit(paths)
         self.scale = len(paths) * kd_weight
 
-    def wants_teacher(self, progress: float) -> bool:
-        return bool(self.process.at(progress).any())
-
-    def forward(self, student: Output, teacher: Output | None, progress: float) -> dict[str, Tensor]:
-        if teacher is None:
-            return {}
+    def moment(self, progress: float) -> Moment:
         weights = self.process.at(progress)  # on the CPU: which pathways are dropped is known without a sync
-        active = weights.nonzero().flatten()
-        counted = weights[active].to(student.logits.device, non_blocking=True)
+        active = tuple(weights.nonzero().flatten().tolist())
+        depth = max((self.paths.pathways[i].teacher for i in active), default=0)
+        return Moment(progress, depth, active, weights[list(active)])
+
+    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
+        if teacher is None or moment.weights is None:
+            return {}
+        weights, device = moment.weights, student.logits.device
+        if device.type == "cuda":
+            weights = weights.pin_memory()  # else the copy would wait for the device
         sources = [student.maps[p.student - 1] for p in self.paths.pathways]
-        loss, _ = self.paths(sources, teacher.maps, counted, active.tolist())
+        loss, _ = self.paths(sources, teacher.maps, weights.to(device, non_blocking=True), moment.active)
         return {"pathways": self.scale * loss}

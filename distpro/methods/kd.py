@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distpro.errors import UserError
 from distpro.features import Features, Output, Teacher
-from distpro.methods.base import Method
+from distpro.methods.base import Method, Moment
 
 
 class KD(Method):
@@ -30,7 +30,7 @@ class KD(Method):
         self.distill_loss_weight = distill_loss_weight
         self.temperature = temperature
 
-    def forward(self, student: Output, teacher: Output | None, progress: float) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
         assert teacher is not None
         soft = F.log_softmax(student.logits / self.temperature, 1)
         target = F.log_softmax(teacher.logits / self.temperature, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distpro.features import Output
-from distpro.methods.base import Method
+from distpro.methods.base import Method, Moment
 
 
 class NoDistillation(Method):
@@ -13,5 +13,5 @@ class NoDistillation(Method):
 
     needs_teacher = False
 
-    def forward(self, student: Output, teacher: Output | None, progress: float) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
         return {}

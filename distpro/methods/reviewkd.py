@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distpro.errors import UserError
 from distpro.features import Features, Output, Teacher
-from distpro.methods.base import Method
+from distpro.methods.base import Method, Moment
 from distpro.ops import pathway_loss
 from distpro.transforms import Resize, Shape
 
@@ -62,7 +62,7 @@ class ReviewKD(Method):
             Fusion(s, t, mid, i == deepest) for i, (s, t) in enumerate(zip(student.shapes, teacher.shapes, strict=True))
         )
 
-    def forward(self, student: Output, teacher: Output | None, progress: float) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
         assert teacher is not None
         reviewed: list[Tensor] = []
         rest = None
@@ -71,4 +71,4 @@ class ReviewKD(Method):
             reviewed.insert(0, y)
         ones = student.logits.new_ones(len(reviewed))
         loss, _ = pathway_loss(reviewed, teacher.maps, ones, "hcl")
-        return {"reviewkd": self.kd_weight * min(1.0, progress / WARM_UP) * loss}
+        return {"reviewkd": self.kd_weight * min(1.0, moment.progress / WARM_UP) * loss}
