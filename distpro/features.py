@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distpro.errors import UserError, unknown
+from distpro.folding import folded
 from distpro.precision import PLAIN, Precision
 from distpro.transforms import Shape
 
@@ -63,7 +64,9 @@ class Features(nn.Module):
         self.stages += ["pooled"] if pooled else []
 
     def forward(self, x: Tensor) -> Output:
-        model: Any = self.model
+        return self._read(self.model, x)
+
+    def _read(self, model: Any, x: Tensor) -> Output:
         if self.layers:
             logits = model(x)
             maps = [_as_map(self._caught.pop(name), name) for name in self.layers]
@@ -94,7 +97,7 @@ class Features(nn.Module):
         try:
             self.eval()
             with torch.no_grad():
-                return self(parameter.new_zeros((1, *image)))
+                return self._read(self.model, parameter.new_zeros((1, *image)))
         except KeyError as error:
             raise UserError(f"layer {error} of {type(self.model).__name__} was not run by its forward") from error
         finally:
@@ -105,7 +108,8 @@ class Features(nn.Module):
 class Teacher(Features):
     """A network that only teaches: always in eval mode, never with gradients, whatever is asked of it.
 
-    precision: of its passes; with `precision.teacher` they run on a copy in that type, its BN folded.
+    precision: of its passes; with `precision.teacher` they run on a copy in that type, its BN folded. Logits are in
+        the input's type all the same, maps as computed.
     """
 
     def __init__(
@@ -119,6 +123,11 @@ class Teacher(Features):
         super().__init__(model, image, layers, pooled)
         self.precision = precision
         self.train()
+        if precision.teacher is not None:
+            parameter = next(model.parameters())
+            sample = parameter.new_zeros((1, *image))
+            twin, _ = folded(model, lambda network: self._read(network, sample))
+            self.model = precision.lay_out(twin.to(precision.teacher))
 
     def train(self, mode: bool = True) -> Teacher:
         super().train(False)
@@ -130,9 +139,16 @@ class Teacher(Features):
         # A user may hold the model itself and call train() on it: then its BN would drift unseen.
         if self.model.training:
             self.model.eval()
-        if depth is None or depth >= len(self.shapes) or self.indices is None:
-            return super().forward(x)
+        if self.precision.teacher is None:
+            return self._run(x, depth)
+        with torch.autocast(x.device.type, enabled=False):
+            logits, maps = self._run(x.to(self.precision.teacher), depth)
+        return Output(logits.to(x.dtype), maps)
+
+    def _run(self, x: Tensor, depth: int | None) -> Output:
         model: Any = self.model
+        if depth is None or depth >= len(self.shapes) or self.indices is None:
+            return self._read(model, x)
         maps = model.forward_intermediates(x, indices=self.indices[:depth], stop_early=True, intermediates_only=True)
         return Output(x.new_empty(len(x), 0), list(maps))
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from oracle import hcl
 from torch import nn
 
-from distpro import Distiller, Process
+from distpro import Distiller, Process, Recipe
+from distpro.distill import DistillStep
 from distpro.errors import UserError
 from distpro.methods import METHODS
 from distpro.methods.reviewkd import WARM_UP
@@ -147,3 +148,42 @@ def test_any_module_as_student():
     distiller = Distiller(student, create_model("resnet8", 10), image=IMAGE, student_layers=["1", "3"]).train()
     assert len(distiller.method.paths) == 3 * 2 * 3
     distiller(torch.randn(2, *IMAGE), torch.tensor([1, 2]))["loss"].backward()
+
+
+def late_process(paths):
+    """Teacher stage 1 first, all three in the middle, none at the end."""
+    stage = torch.tensor([p.teacher for p in paths])
+    return Process(torch.stack([(stage <= 1).float(), (stage <= 3).float(), torch.zeros(len(paths))]), paths)
+
+
+def test_the_teacher_is_run_as_deep_as_a_pathway_needs_it():
+    paths = all_pathways(3, 3, "A")
+    distiller, x, y = pair(process=late_process(paths), transforms="A")
+    ran = []
+    for index in (1, 2, 3):
+        layer = getattr(distiller.teacher.model, f"layer{index}")
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for progress, expected in ((0.0, [1]), (0.5, [1, 2, 3]), (1.0, [])):
+        ran.clear()
+        distiller(x, y, progress=progress)
+        assert ran == expected
+    whole, cut = distiller.teacher(x), distiller.teacher(x, 2)
+    assert len(cut.maps) == 2
+    assert all(torch.equal(a, b) for a, b in zip(whole.maps, cut.maps, strict=False))
+
+
+def test_a_dropped_pathway_waits_unchanged_until_it_returns():
+    paths = all_pathways(3, 3, "A")
+    distiller, x, y = pair(process=late_process(paths), transforms="A")
+    step = DistillStep(distiller, Recipe(epochs=1, lr=0.05))
+    step(x, y, 0.5)
+    block = distiller.method.paths.blocks["t3-s3-A"]
+    weight = block[0].weight.clone()
+    momentum = step.optimizer.state[block[0].weight]["momentum_buffer"].clone()
+    assert momentum.any()
+    for _ in range(3):
+        step(x, y, 0.0)  # teacher stage 1 alone: weight decay and momentum must not move the others
+    assert torch.equal(block[0].weight, weight)
+    assert torch.equal(step.optimizer.state[block[0].weight]["momentum_buffer"], momentum)
+    step(x, y, 0.5)
+    assert not torch.equal(block[0].weight, weight)
