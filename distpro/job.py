@@ -17,7 +17,7 @@ from distpro.data import create_dataset, holdout
 from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
-from distpro.features import Features
+from distpro.features import Features, Teacher
 from distpro.files import whole_file
 from distpro.methods import METHODS
 from distpro.models import create_model, load_checkpoint, own_network, save_weights
@@ -34,6 +34,7 @@ LABELS = {
     "distpro": "searched process",
 }
 TEST_BATCH = 500
+MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
 
 
 class Job:
@@ -172,6 +173,8 @@ class Job:
             save_weights(self.teacher, self.folder / "teacher.safetensors")
         metrics = Classification().evaluate(self.teacher, self.test)
         self.console.say(f"teacher {name}: top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} % on the test pictures")
+        if config.teacher_precision is not None:
+            self._check_precision(metrics)
         chance = 100 / self.data.num_classes
         if metrics.top1 < 2 * chance:
             self.console.warn(
@@ -179,6 +182,19 @@ class Job:
                 f"its classes and the normalisation of its pictures those it was trained with?"
             )
         return metrics
+
+    def _check_precision(self, full: Metrics) -> None:
+        """Say what the teacher is worth in the type that it will run in."""
+        config = self.config
+        reader = Teacher(self.teacher, self.data.shape, config.teacher_layers, bool(config.pooled), config.precision())
+        top1 = Classification().evaluate(reader, self.test).top1
+        sentence = f"as it will run, folded in {config.teacher_precision}: top-1 {top1:.2f} %"
+        if abs(top1 - full.top1) > MOST_LOST:
+            self.console.warn(
+                f"{sentence}, {abs(top1 - full.top1):.2f} points from float32: leave --teacher-precision out"
+            )
+        else:
+            self.console.say(sentence)
 
     def search(self) -> Process:
         """Phase 1 on the training pictures, split anew; `process.safetensors` is its result."""
