@@ -53,36 +53,13 @@ def contest(
     ratio within a round. `counted_bytes` is what the work has to move at least.
     """
 
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def seconds(function: Callable[[], Any]) -> float:
-        finish()
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            function()
-            end.record()
-            finish()
-            return begin.elapsed_time(end) / 1e3
-        start = time.perf_counter()
-        function()
-        finish()
-        return time.perf_counter() - start
-
     def run(contenders: dict[str, Callable[[], Any]], counted_bytes: int, shapes: Any) -> None:
         copied = COPIED[device.type]
         source = torch.empty(copied, dtype=torch.uint8, device=device).fill_(1)
         target = torch.empty_like(source).fill_(0)
         contenders = {"copy": lambda: target.copy_(source), **contenders}
-        for function in contenders.values():
-            function()
         rounds: int = request.config.getoption("--rounds")
-        took: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(rounds):
-            for name, function in contenders.items():
-                took[name].append(seconds(function))
+        took = interleaved(contenders, rounds, device)
         native = took.pop("native")
         copy_rate = [2 * copied / t for t in took.pop("copy")]
         rates = [counted_bytes / t for t in native]
@@ -102,10 +79,71 @@ def contest(
                 name: spread([t / n for t, n in zip(other, native, strict=True)]) for name, other in took.items()
             },
         )
-        benchmark.pedantic(lambda: (contenders["native"](), finish()), rounds=rounds, warmup_rounds=1)
+        benchmark.pedantic(lambda: (contenders["native"](), finish(device)), rounds=rounds, warmup_rounds=1)
         print("", *(f"{k}: {v}" for k, v in benchmark.extra_info.items() if isinstance(v, dict) and k != "native"))
 
     return run
+
+
+@pytest.fixture
+def race(
+    benchmark: Any, request: pytest.FixtureRequest, device: torch.device
+) -> Callable[..., dict[str, dict[str, float]]]:
+    """`race(steps, winner, **facts)`: times whole training steps and writes `extra_info`.
+
+    Returns `ratio[a][b]`, the median over rounds of a's time over b's within a round. `steps[winner]` is what
+    pytest-benchmark reports.
+    """
+
+    def run(steps: dict[str, Callable[[], Any]], winner: str, **facts: Any) -> dict[str, dict[str, float]]:
+        rounds: int = request.config.getoption("--rounds")
+        took = interleaved(steps, rounds, device)
+        ratio = {
+            a: {b: round(statistics.median(x / y for x, y in zip(took[a], took[b], strict=True)), 4) for b in took}
+            for a in took
+        }
+        benchmark.extra_info.update(
+            device=machine(device),
+            distpro=distpro.__version__,
+            torch=torch.__version__,
+            rounds=rounds,
+            milliseconds={name: spread(t, 1e3) for name, t in took.items()},
+            **facts,
+        )
+        benchmark.pedantic(lambda: (steps[winner](), finish(device)), rounds=rounds, warmup_rounds=1)
+        return ratio
+
+    return run
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each function in each of so many rounds, after one call of each to warm up."""
+
+    def seconds(function: Callable[[], Any]) -> float:
+        finish(device)
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            function()
+            end.record()
+            finish(device)
+            return begin.elapsed_time(end) / 1e3
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+
+    for function in functions.values():
+        function()
+    took: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            took[name].append(seconds(function))
+    return took
 
 
 def spread(values: list[float], unit: float = 1.0) -> list[float]:

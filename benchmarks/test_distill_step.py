@@ -1,0 +1,52 @@
+"""A distillation step of every method, in float32 and in bfloat16 with NHWC maps: what teaching costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import IMAGE, MOMENTS, batch, dropping, pair
+
+from distpro import Distiller, Recipe
+from distpro.distill import DistillStep
+from distpro.precision import Precision
+
+RECIPE = Recipe(epochs=1, lr=0.01)
+BF16 = Precision(torch.bfloat16, channels_last=True, teacher=torch.bfloat16)
+GOALS = {"dropping / kd": {"cpu": 1.4, "cuda": 1.3}, "dropping / reviewkd": 0.7, "float32 / bfloat16": {"cpu": 2.0}}
+
+
+def step_of(method, device, precision, **options):
+    student, teacher = pair(device)
+    torch.manual_seed(1)
+    needed = teacher if method != "none" else None
+    distiller = Distiller(student, needed, image=IMAGE, method=method, precision=precision, **options).train()
+    return DistillStep(distiller, RECIPE)
+
+
+@pytest.mark.parametrize("precision", [Precision(), BF16], ids=["float32", "bfloat16"])
+def test_distill_step(race, device, request, benchmark, precision):
+    count = request.config.getoption("--cifar-batch")
+    x, y = batch(count, device)
+    process = dropping()
+    assert process.dropped() == pytest.approx(0.6, abs=0.1)
+    made = {name: step_of(name, device, precision) for name in ("none", "kd", "reviewkd")}
+    made["uniform"] = step_of("distpro", device, precision)
+    made["float32 uniform"] = step_of("distpro", device, Precision())
+    made["dropping"] = step_of("distpro", device, precision, process=process)
+    steps = {name: lambda step=step: step(x, y, 0.5) for name, step in made.items() if name != "dropping"}
+    for moment in MOMENTS:
+        steps[f"dropping {moment:.2f}"] = lambda moment=moment: made["dropping"](x, y, moment)
+    last = made["dropping"].distiller.method.moment(1.0)
+    assert (last.depth, len(last.active)) == (3, 9)  # only the teacher's last stage, from three stages of the student
+    for name, step in made.items():
+        assert torch.isfinite(step(x, y, 0.5)["loss"]), name
+
+    ratio = race(steps, "dropping 0.33", batch=count, dropped=process.dropped(), goals=GOALS)
+    ratios = {
+        f"dropping / {other}": round(sum(s * ratio[f"dropping {at:.2f}"][other] for at, s in MOMENTS.items()), 4)
+        for other in ("none", "kd", "reviewkd", "uniform")
+    }
+    ratios |= {"uniform / kd": ratio["uniform"]["kd"], "reviewkd / kd": ratio["reviewkd"]["kd"]}
+    ratios["float32 / this precision, uniform"] = ratio["float32 uniform"]["uniform"]
+    benchmark.extra_info["ratios"] = ratios
+    print("", ratios, benchmark.extra_info["milliseconds"], sep="\n")

@@ -1,0 +1,109 @@
+"""A search step against its own train step and against the literal one (Eq. 5), and how true each hypergradient is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from networks import IMAGE, PATHS, batch, pair
+
+from distpro import Recipe
+from distpro.features import Features, Teacher
+from distpro.hypergradient import step_sizes
+from distpro.pathways import Pathways
+from distpro.precision import Precision
+from distpro.process import NORMALISATIONS
+from distpro.search import SearchStep
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import oracle
+from literal_search import LiteralSearch
+
+GOALS = {"cpu": {"exact / train": 1.35, "literal / exact": 1.6}, "cuda": {"exact / train": 1.5, "literal / exact": 5}}
+RECIPE = Recipe(epochs=1, lr=0.01)
+BF16 = Precision(torch.bfloat16, channels_last=True)
+ERROR_BATCH = 8
+
+
+def parts(device, dtype=torch.float32, precision=None):
+    student, teacher = (network.to(dtype) for network in pair(device))
+    reader = Features(student, IMAGE).train()
+    frozen = Teacher(teacher, IMAGE, precision=precision or Precision())
+    torch.manual_seed(1)
+    blocks = Pathways(PATHS, reader.shapes, frozen.shapes).to(device, dtype)
+    return reader, frozen, blocks, RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
+
+
+def step_of(device, validation, dtype=torch.float32, **options):
+    made = parts(device, dtype, options.get("precision"))
+    return SearchStep(*made, [validation], steps=10**4, **options)
+
+
+def gradient(step, x, y):
+    """d L_val / d z of one step: what plain SGD on z moves by."""
+    step.adam = torch.optim.SGD([step.z], lr=1.0)
+    before = step.z.clone()
+    step(x, y, 0.0)
+    return before - step.z
+
+
+def errors(device):
+    """Relative error of each hypergradient against double backward in float64, with the student's first step tiny.
+
+    One step of lr 1e-4: else theta' itself, and with it v, would differ between float32 and float64.
+    """
+    (x, y), validation = batch(ERROR_BATCH, device), batch(ERROR_BATCH, device, 1)
+
+    def small(step):
+        for group in step.optimizer.param_groups:
+            group["lr"] = 1e-4
+        return step
+
+    x64, val64 = x.double(), (validation[0].double(), validation[1])
+    step = small(step_of(device, val64, torch.float64))
+    reference = step.student, step.teacher, step.pathways, step.optimizer
+    normalise = NORMALISATIONS["biased-softmax"]
+    truth = oracle.hypergradient(*reference, step.z, normalise, step.scale, (x64, y), val64)
+    truth = truth / max(step_sizes(step.optimizer, step.theta))  # the step leaves xi out
+    found = {}
+    for name, options in {
+        "exact": {},
+        "finite-difference": {"hypergradient": "finite-difference"},
+        "exact, bfloat16": {"precision": BF16},
+    }.items():
+        got = gradient(small(step_of(device, validation, **options)), x, y).double()
+        found[name] = float((got - truth).norm() / truth.norm())
+    return found
+
+
+def test_search_step(race, device, request, benchmark):
+    count = request.config.getoption("--cifar-batch")
+    (x, y), validation = batch(count, device), batch(count, device, 1)
+    train = step_of(device, validation, alpha_every=10**9)
+    train(x, y, 0.0)  # the one step at which its z moves
+    exact, difference = step_of(device, validation), step_of(device, validation, hypergradient="finite-difference")
+    fast = step_of(device, validation, precision=BF16)
+    literal = LiteralSearch(*parts(device), validation)
+    steps = {
+        "train": lambda: train(x, y, 0.0),
+        "exact": lambda: exact(x, y, 0.0),
+        "finite-difference": lambda: difference(x, y, 0.0),
+        "exact, bfloat16": lambda: fast(x, y, 0.0),
+        "literal": lambda: literal(x, y),
+    }
+    wrong = errors(device)
+    ratio = race(steps, "exact", batch=count, relative_error=wrong, goals=GOALS[device.type])
+    pairs = [("exact", "train"), ("literal", "exact"), ("finite-difference", "exact"), ("exact", "exact, bfloat16")]
+    benchmark.extra_info["ratios"] = {f"{a} / {b}": ratio[a][b] for a, b in pairs}
+    print("", benchmark.extra_info["ratios"], benchmark.extra_info["milliseconds"], wrong, sep="\n")
+    assert wrong["exact"] < 1e-3
+    assert wrong["finite-difference"] < 0.1
+    assert wrong["exact, bfloat16"] < 0.5  # an untrained network on noise: worse than in any training
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """These steps are compared in float32 proper."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
