@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.profiler import record_function
 
 from distpro.errors import UserError
 from distpro.files import whole_file
@@ -99,7 +100,7 @@ def _epoch(
 ) -> dict[str, float]:
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}  # a loss need not be there at every step
-    for count, (x, y) in enumerate(loader, 1):
+    for count, (x, y) in enumerate(_fetched(loader), 1):
         losses = step(x, y, (done + count - 1) / max(1, total - 1))
         scheduler.step()
         for name, value in losses.items():
@@ -111,6 +112,16 @@ def _epoch(
     means = {f"train_{name}": float(value) / counts[name] for name, value in sums.items()}
     _finite(means["train_loss"], where)
     return means
+
+
+def _fetched(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    batches = iter(loader)
+    while True:
+        with record_function("data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _finite(loss: float, where: str) -> None:
