@@ -7,6 +7,7 @@ from torch import nn
 from distpro.errors import UserError
 from distpro.features import Features, Teacher
 from distpro.models import create_model
+from distpro.precision import Precision
 
 
 class Own(nn.Module):
@@ -135,3 +136,18 @@ def test_compiles_as_one_graph():
     compiled = torch.compile(features, fullgraph=True, backend="aot_eager")
     for got, want in zip(compiled(x).maps, features(x).maps, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "densenet121", "vgg11_bn", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("kind", [None, torch.bfloat16])
+def test_a_cut_teacher_gives_the_same_maps(name, kind):
+    torch.manual_seed(0)
+    reader = Teacher(create_model(f"timm:{name}", 10), (3, 64, 64), pooled=True, precision=Precision(teacher=kind))
+    x = torch.randn(2, 3, 64, 64)
+    whole = reader(x).maps
+    for depth in range(1, len(whole)):
+        cut = reader(x, depth)
+        assert len(cut.maps) == depth
+        assert cut.logits.numel() == 0
+        assert all(torch.equal(a, b) for a, b in zip(cut.maps, whole, strict=False))
