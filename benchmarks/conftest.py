@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--imagenet-batch", type=int, default=2, help="pictures in a batch of ImageNet maps")
     group.addoption("--rounds", type=int, default=7, help="times that each contender runs")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    group.addoption("--all-pairs", action="store_true", help="hours to finish of every pair of the paper on a CPU too")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
 
 

@@ -1,0 +1,113 @@
+"""Hours to finish: measured time of a step, times the steps of the recipe, for every pair of the paper.
+
+Nothing is trained to the end: an image's share of a step is measured at `--cifar-batch` or `--imagenet-batch` pictures
+and multiplied by the pictures of the whole recipe, so small batches exaggerate what a step costs once. On a CPU the hours
+are CPU-hours. Loading pictures and testing are left out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from distpro import Distiller, Process, Recipe
+from distpro.distill import DistillStep
+from distpro.features import Features, Teacher
+from distpro.models import create_model
+from distpro.pathways import Pathways, all_pathways
+from distpro.search import SearchStep
+
+RECIPE = Recipe(epochs=1, lr=0.01)
+KEPT = 0.4  # of the pathways: the paper's processes drop 60 %
+MOMENTS = 4  # of the training, at which the process is timed
+
+
+class Task(NamedTuple):
+    """A data set with the paper's recipe on it, in pictures seen."""
+
+    side: int
+    classes: int
+    distilled: int
+    searched: int
+    transforms: str
+    direction: str
+    pooled: bool
+
+
+# CIFAR-100: 240 epochs, the search 40 epochs of 80 %. ImageNet: 100 epochs, the search 20 of 80 % of Tiny-ImageNet.
+CIFAR = Task(32, 100, 240 * 50_000, 40 * 40_000, "ABC", "all", False)
+IMAGENET = Task(224, 1000, 100 * 1_281_167, 20 * 80_000, "E", "review", True)
+PAIRS = [
+    ("wrn_40_2", "wrn_16_2", CIFAR),
+    ("wrn_40_2", "ShuffleV1", CIFAR),
+    ("resnet32x4", "ShuffleV1", CIFAR),
+    ("resnet32x4", "ShuffleV2", CIFAR),
+    ("resnet56", "resnet20", CIFAR),
+    ("resnet110", "resnet32", CIFAR),
+    ("timm:resnet50", "timm:mobilenetv1_100", IMAGENET),
+    ("timm:resnet34", "timm:resnet18", IMAGENET),
+]
+QUICK = ("resnet20", "wrn_16_2")  # the students that are measured on a CPU, unless --all-pairs
+
+
+def low_stages_first(paths):
+    """A window of 40 % of the pathways that moves from the teacher's first stage to its last."""
+    order = sorted(range(len(paths)), key=lambda i: paths[i].teacher)
+    kept = round(KEPT * len(paths))
+    z = torch.zeros(MOMENTS, len(paths))
+    for moment in range(MOMENTS):
+        first = round(moment / (MOMENTS - 1) * (len(paths) - kept))
+        z[moment, order[first : first + kept]] = 1
+    return Process(z, paths)
+
+
+@pytest.mark.parametrize(("teacher", "student", "task"), PAIRS, ids=[f"{t}-{s}" for t, s, _ in PAIRS])
+def test_hours(race, device, request, benchmark, teacher, student, task):
+    if device.type == "cpu" and student not in QUICK and not request.config.getoption("--all-pairs"):
+        pytest.skip("takes long on a CPU: --all-pairs measures it")
+    count = request.config.getoption("--cifar-batch" if task is CIFAR else "--imagenet-batch")
+    image = (3, task.side, task.side)
+    x, y = torch.randn(count, *image, device=device), torch.randint(task.classes, (count,), device=device)
+    frozen = create_model(teacher, task.classes).to(device)
+
+    def fresh():
+        torch.manual_seed(0)
+        return create_model(student, task.classes).to(device)
+
+    def distilling(method, **options):
+        return DistillStep(Distiller(fresh(), frozen, image=image, method=method, **options).train(), RECIPE)
+
+    reader, reads = Features(fresh(), image, None, task.pooled).train(), Teacher(frozen, image, None, task.pooled)
+    paths = all_pathways(len(reads.shapes), len(reader.shapes), task.transforms, task.direction)
+    blocks = Pathways(paths, reader.shapes, reads.shapes).to(device)
+    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
+    searching = SearchStep(reader, reads, blocks, optimizer, [(x, y)], steps=10**4)
+    shared = {"transforms": task.transforms, "pathways": task.direction, "pooled": task.pooled}
+    distpro = distilling("distpro", process=low_stages_first(paths), **shared)
+    alone, kd, reviewkd = (distilling(name) for name in ("none", "kd", "reviewkd"))
+    steps = {
+        "alone": lambda: alone(x, y, 0.5),
+        "kd": lambda: kd(x, y, 0.5),
+        "reviewkd": lambda: reviewkd(x, y, 0.5),
+        "search": lambda: searching(x, y, 0.0),
+    }
+    # a moment's neighbourhood: the inner ones stand for a third of the training each, the outer ones for a sixth
+    shares = {f"distpro {k}": (1 if 0 < k < MOMENTS - 1 else 0.5) / (MOMENTS - 1) for k in range(MOMENTS)}
+    for k, name in enumerate(shares):
+        steps[name] = lambda k=k: distpro(x, y, k / (MOMENTS - 1))
+    for name, step in steps.items():
+        assert torch.isfinite(step()["loss"]), name
+    assert len(distpro.distiller.method.moment(0.0).active) == round(KEPT * len(paths))
+
+    race(steps, "reviewkd", batch=count, pathways=len(paths))
+    median = {name: found[1] / 3.6e6 / count for name, found in benchmark.extra_info["milliseconds"].items()}
+    hours = {name: median[name] * task.distilled for name in ("alone", "kd", "reviewkd")}
+    hours["search"] = median["search"] * task.searched
+    hours["distpro"] = hours["search"] + task.distilled * sum(share * median[name] for name, share in shares.items())
+    unit = "gpu_hours" if device.type == "cuda" else "cpu_hours"
+    benchmark.extra_info[unit] = {name: round(value, 2) for name, value in hours.items()}
+    benchmark.extra_info["distpro / reviewkd"] = round(hours["distpro"] / hours["reviewkd"], 3)
+    print("", f"{teacher} -> {student}, {unit}: {benchmark.extra_info[unit]}", sep="\n")
+    assert hours["distpro"] > hours["search"] > 0
