@@ -1,8 +1,8 @@
 """Hours to finish: measured time of a step, times the steps of the recipe, for every pair of the paper.
 
 Nothing is trained to the end: an image's share of a step is measured at `--cifar-batch` or `--imagenet-batch` pictures
-and multiplied by the pictures of the whole recipe, so small batches exaggerate what a step costs once. On a CPU the hours
-are CPU-hours. Loading pictures and testing are left out.
+and multiplied by the pictures of the whole recipe, so small batches exaggerate what a step costs once. On a CPU the
+hours are CPU-hours. Loading pictures and testing are left out.
 """
 
 from __future__ import annotations
