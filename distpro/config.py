@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +50,10 @@ class Config:
     """Side of the pictures in pixels; the data set's own by default."""
     workers: int | None = None
     """Processes that decode pictures."""
+    train_samples: int | None = None
+    """Train on so many of the training pictures only, the same share of every class."""
+    eval_split: Literal["test", "validation"] = "test"
+    """Measure on the test pictures, or on --val-fraction of the training pictures, which are then not trained on."""
 
     # --- the method
     method: Literal["all", "none", "kd", "reviewkd", "distpro"] = "all"
@@ -273,12 +277,17 @@ def _flags(path: Path) -> list[str]:
         raise UserError(f"'{path}' is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError(f"'{path}' must hold keys and values, such as 'epochs: 40'")
+    return as_flags(values, str(path))
+
+
+def as_flags(values: Mapping[str, Any], where: str) -> list[str]:
+    """Values by name as words of a command line; `where` they were read says the error for an unknown name."""
     words: list[str] = []
     known = [field.name for field in fields(Config)]
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise unknown(f"key in '{path}':", str(key), known)
+            raise unknown(f"key in '{where}':", str(key), known)
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ def lines_of(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
+
+
+def commit() -> str | None:
+    """The commit of the sources that run, with a + where they were changed since; None outside a repository."""
+    source = Path(__file__).parent.parent
+    if not (source / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "distpro", "csrc")
+        return git("rev-parse", "--short", "HEAD").strip() + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def software() -> Facts:
@@ -76,6 +93,16 @@ def cuda() -> Facts:
         memory = f"{device.total_memory / 2**30:.0f} GiB"
         facts[f"device {index}"] = f"{device.name}, sm_{device.major}{device.minor}, {memory}"
     return facts
+
+
+def device_name(device: Any) -> str:
+    """What a `torch.device` is called: its model, and on a CPU how many threads are used."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    facts = cpu()
+    return f"{facts['model']}, {facts['threads']} CPU thread{'s' * (facts['threads'] > 1)}"
 
 
 def native() -> Facts:

@@ -13,7 +13,7 @@ from torch import nn
 
 from distpro.config import Config
 from distpro.console import Console
-from distpro.data import create_dataset, holdout
+from distpro.data import arranged, create_dataset, holdout
 from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
@@ -34,6 +34,7 @@ LABELS = {
     "distpro": "searched process",
 }
 TEST_BATCH = 500
+ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data")  # where a run is, not what
 MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
 
 
@@ -48,13 +49,14 @@ class Job:
         self.device = _device(config.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.data = create_dataset(
+        whole = create_dataset(
             config.dataset,
             config.data,
             image_size=config.image_size,
             device=self.device,
             num_workers=config.workers,
         )
+        self.data = arranged(whole, config.eval_split, config.val_fraction, config.train_samples)
         self.teacher = self._network(str(config.teacher), "teacher", config.teacher_pretrained)
         if config.teacher_checkpoint is not None:
             load_checkpoint(self.teacher, config.teacher_checkpoint)
@@ -151,14 +153,7 @@ class Job:
             if args.exists():
                 raise UserError(f"'{self.folder}' holds a run already: --resume it, or choose another --output")
         elif args.exists():
-            ours, theirs = self.config.plain(), yaml.safe_load(args.read_text())
-            free = ("resume", "output", "device", "threads", "workers", "config", "data")
-            for name, value in ours.items():
-                if name not in free and theirs.get(name) != value:
-                    raise UserError(
-                        f"'{self.folder}' was begun with {name} = {theirs.get(name)}, not {value}: "
-                        f"resume it as it was, or choose another --output"
-                    )
+            same_run(self.folder, self.config)
         with whole_file(args) as part:
             part.write_text(yaml.safe_dump(self.config.plain(), sort_keys=False))
 
@@ -292,6 +287,17 @@ class Job:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(lines)
+
+
+def same_run(folder: Path, config: Config) -> None:
+    """A `UserError` where the run in `folder` was begun with flags, of those that change results, unlike these."""
+    theirs = yaml.safe_load((folder / "args.yaml").read_text())
+    for name, value in config.plain().items():
+        if name not in ELSEWHERE and theirs.get(name) != value:
+            raise UserError(
+                f"'{folder}' was begun with {name} = {theirs.get(name)}, not {value}: "
+                f"resume it as it was, or choose another --output"
+            )
 
 
 def _kind(method: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from distpro.config import Config, parse
 from distpro.console import Console
-from distpro.env import collect
+from distpro.env import collect, commit, device_name
 from distpro.errors import run_command
+from distpro.files import whole_file
 from distpro.job import Job
 from distpro.process import Process
 from distpro.report import write_report
@@ -61,18 +62,25 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
     }
     write_report(job.folder / "report.html", result)
     console.say(f"report: {job.folder / 'report.html'}")
-    return {
+    brief = {
         "dataset": job.data.name,
         "teacher": config.teacher,
         "teacher_top1": teacher.top1 if teacher is not None else None,
         "student": config.student,
         "epochs": config.epochs,
         "seed": config.seed,
+        "device": device_name(job.device),
+        "commit": commit(),
         "top1": {row["method"]: round(row["top1"], 3) for row in rows},
+        "top5": {row["method"]: round(row["top5"], 3) for row in rows},
+        "train_seconds": {row["method"]: round(row["seconds"], 2) for row in rows},
         "search_seconds": round(sum(row["search_seconds"] for row in rows), 2),
         "seconds": round(time.perf_counter() - started, 2),
         "output": str(job.folder),
     }
+    with whole_file(job.folder / "result.json") as part:
+        part.write_text(json.dumps(brief, indent=2))
+    return brief
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from distpro.data import create_dataset, holdout
+from distpro.data import arranged, create_dataset, holdout
 from distpro.data.base import Split
 from distpro.data.resident import Recipe, draw
 from distpro.errors import UserError
@@ -287,3 +287,25 @@ def test_damaged_and_absent_cifar(tmp_path):
     for content in ({}, {b"data": 1, b"fine_labels": [1]}, {b"data": np.zeros(5, np.uint8), b"fine_labels": [1]}):
         (folder / "train").write_bytes(pickle.dumps(content))
         refused("not a CIFAR batch", folder)
+
+
+def test_arranged_pictures_do_not_overlap_and_keep_the_classes_even():
+    data = create_dataset("digits")
+    small = arranged(data, "validation", 0.25, samples=200)
+    assert len(small.train) == 200
+    assert len(small.test) == len(data.train) // 4
+    counts = small.train.labels.bincount(minlength=10)
+    assert counts.max() - counts.min() <= 2
+    seen = [{x.numpy().tobytes() for x in part.padded} for part in (small.train, small.test, data.test)]
+    everything = {x.numpy().tobytes() for x in data.train.padded}
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] <= everything
+    assert arranged(data).train is data.train
+    again = arranged(data, "validation", 0.25, samples=200)
+    assert torch.equal(again.train.padded, small.train.padded)
+
+
+@pytest.mark.parametrize("samples", [0, 9, 100000])
+def test_arranged_refuses_a_number_that_cannot_be(samples):
+    with pytest.raises(UserError, match=f"--train-samples {samples}: expected 10 "):
+        arranged(create_dataset("digits"), samples=samples)

@@ -49,6 +49,7 @@ def job(tmp_path_factory):
 def test_the_job_prints_a_table_and_ends_with_json(job):
     _, done = job
     result = json.loads(done.stdout.splitlines()[-1])
+    assert json.loads((job[0] / "result.json").read_text()) == result
     assert set(result["top1"]) == {"none", "kd", "reviewkd", "uniform", "distpro"}
     assert result["teacher_top1"] > 50
     for heading in ("method", "top-1 %", "against alone", "searched process"):
@@ -64,7 +65,7 @@ def test_the_run_folder(job):
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     methods = ("none", "kd", "reviewkd", "uniform", "distpro")
     assert found == {
-        *("args.yaml", "summary.csv", "process.safetensors", "report.html", "search.pt"),
+        *("args.yaml", "summary.csv", "process.safetensors", "report.html", "result.json", "search.pt"),
         *("teacher.safetensors", "teacher/last.pt"),
         *(f"{m}/{file}" for m in methods for file in ("last.pt", "student.safetensors")),
     }
@@ -111,7 +112,7 @@ def test_a_part_alone_from_a_saved_process(job, tmp_path):
     args = yaml.safe_load((tmp_path / "out/args.yaml").read_text())
     assert (args["epochs"], args["nesterov"], args["method"]) == (1, False, "distpro")  # a flag wins over the file
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        *("args.yaml", "summary.csv", "last.pt", "student.safetensors", "report.html")
+        *("args.yaml", "summary.csv", "last.pt", "student.safetensors", "report.html", "result.json")
     }
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, unknown
-from .base import Dataset, Loader, Request, Split, holdout
+from .base import Dataset, Loader, Request, Split, arranged, holdout
 from .cifar import cifar10, cifar100
 from .digits import digits
 from .folder import folder
 
-__all__ = ["DATASETS", "Dataset", "Loader", "Split", "create_dataset", "holdout"]
+__all__ = ["DATASETS", "Dataset", "Loader", "Split", "arranged", "create_dataset", "holdout"]
 
 # A new data set is one new file and one line here.
 DATASETS: dict[str, Callable[[Request], Dataset]] = {

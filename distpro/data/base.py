@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -172,3 +172,21 @@ def holdout(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, 
     if len(chosen) == 0:
         raise UserError(f"held-out fraction {fraction} of {len(split)} pictures is none: expected a larger one")
     return split.subset(rest), split.subset(chosen)
+
+
+def arranged(data: Dataset, eval_split: str = "test", fraction: float = 0.2, samples: int | None = None) -> Dataset:
+    """The data set with what is trained on, and what is measured on, chosen: the same pictures for every seed.
+
+    eval_split: "validation" measures on `fraction` of the training pictures and takes them out of the training.
+    samples: train on so many pictures, the same share of every class.
+    """
+    train, test = data.train, data.test
+    if eval_split == "validation":
+        train, test = holdout(train, fraction)
+    if samples is not None and samples != len(train):
+        if not data.num_classes <= samples < len(train):
+            raise UserError(
+                f"--train-samples {samples}: expected {data.num_classes} (one a class) to {len(train)} pictures"
+            )
+        train = holdout(train, samples / len(train))[1]
+    return replace(data, train=train, test=test)

@@ -1,0 +1,338 @@
+"""`python -m distpro.sweep CONFIG`: a grid of runs, each resumable, one table and one CSV of all of them.
+
+A configuration is YAML:
+
+    title: what is asked
+    flags: {dataset: cifar100, epochs: 10}            # of `distpro.train`, for every run
+    teachers:                                         # trained first, once: `teacher_checkpoint: "@big"`
+      big: {student: wrn_40_2, method: none}
+    searches:                                         # then these, once a seed: `process: "@short"` or `"final:@short"`
+      short: {search_epochs: 4}
+    axes:                                             # every combination is a run
+      method:                                         # a label, and the flags it stands for
+        alone: {method: none}
+        uniform: {method: distpro, process: uniform}
+        searched: {method: distpro, process: "@short"}
+      epochs: [10, 20]                                # or the values of the flag of that name
+    seeds: [0, 1, 2]
+    compare: [[searched, uniform]]                    # of the axis "method": paired differences below the table
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+import yaml
+
+from distpro.config import Config, as_flags, parse
+from distpro.errors import UserError, run_command, unknown
+from distpro.job import same_run
+from distpro.process import Process
+from distpro.report import sweep_figure, sweep_table, write_csv
+
+KEYS = ("title", "flags", "teachers", "searches", "axes", "seeds", "compare")
+Flags = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: a teacher, a search, or a cell of the grid."""
+
+    module: str  # distpro.train or distpro.search
+    labels: dict[str, Any]  # its place in the grid; empty for what is only needed by others
+    flags: Flags
+    folder: Path
+    needs: tuple[Path, ...] = ()  # folders of the runs that must be done before
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.folder.parts[-1 - max(1, len(self.labels)) :])
+
+    @property
+    def result(self) -> Path:
+        """The file that is there once the run is done, and not before."""
+        return self.folder / ("result.json" if self.module == "distpro.train" else "process.safetensors")
+
+    def words(self) -> list[str]:
+        return as_flags({**self.flags, "output": str(self.folder)}, str(self.folder))
+
+    def config(self) -> Config:
+        return parse(self.words(), self.module)
+
+
+@dataclass
+class Sweep:
+    """What a configuration asks for; making one checks every flag of every run."""
+
+    config: Path
+    output: Path
+    title: str = ""
+    runs: list[Run] = field(default_factory=list)
+    compare: list[tuple[str, str]] = field(default_factory=list)
+    axes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, config: Path, output: Path | None = None) -> Sweep:
+        """From a YAML file; a `UserError` names what is wrong in it."""
+        if not config.is_file():
+            raise UserError(f"no sweep configuration '{config}'")
+        try:
+            told = yaml.safe_load(config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"'{config}' is not YAML: {str(error).splitlines()[0]}") from error
+        if not isinstance(told, dict) or not isinstance(told.get("axes"), dict):
+            raise UserError(f"'{config}' must hold 'axes', for instance axes: {{epochs: [10, 20]}}")
+        for key in told:
+            if key not in KEYS:
+                raise unknown(f"key in '{config}':", str(key), KEYS)
+        output = output or Path("output") / f"sweep-{config.stem}"
+        axes = {name: _labelled(name, values) for name, values in told["axes"].items()}
+        sweep = cls(config, output, told.get("title", config.stem), axes=tuple(axes))
+        sweep.compare = [(str(a), str(b)) for a, b in told.get("compare", [])]
+        for label in itertools.chain(*sweep.compare):
+            if label not in axes.get("method", {}):
+                raise unknown("method to compare", label, axes.get("method", {}))
+        base = told.get("flags") or {}
+        first = {
+            kind: {str(name): {**base, **(flags or {})} for name, flags in (told.get(kind) or {}).items()}
+            for kind in ("teachers", "searches")
+        }
+        for seed in told.get("seeds", [0]):
+            for labels in itertools.product(*axes.values()):
+                place = dict(zip(axes, labels, strict=True))
+                flags = {**base, "seed": seed}
+                for name, label in place.items():
+                    flags |= axes[name][label]
+                folder = output.joinpath(*map(_slug, labels), f"seed-{seed}")
+                sweep._add("distpro.train", {**place, "seed": seed}, flags, folder, first)
+        return sweep
+
+    def _add(self, module: str, labels: dict[str, Any], flags: Flags, folder: Path, first: Mapping) -> None:
+        """This run, and before it those it refers to with "@NAME"."""
+        if any(run.folder == folder for run in self.runs):
+            return
+        needs = []
+        for flag, kind, file in (
+            ("teacher_checkpoint", "teachers", "student.safetensors"),
+            ("process", "searches", "process.safetensors"),
+        ):
+            text = str(flags.get(flag, ""))
+            if "@" not in text:
+                continue
+            prefix, name = text.split("@", 1)
+            if name not in first[kind]:
+                raise unknown(f"name under {kind}:", name, first[kind])
+            other = {**first[kind][name], "device": flags.get("device", "auto")}
+            where = self.output / kind / _slug(name)
+            if kind == "searches":
+                other["seed"] = flags["seed"]
+                where /= f"seed-{flags['seed']}"
+            self._add("distpro.train" if kind == "teachers" else "distpro.search", {}, other, where, first)
+            needs.append(where)
+            flags = {**flags, flag: f"{prefix}{where / file}"}
+        self.runs.append(Run(module, labels, flags, folder, tuple(needs)))
+
+    def check(self) -> None:
+        """Every flag of every run, and that a folder that is there holds this run and no other."""
+        for run in self.runs:
+            config = run.config()
+            if (run.folder / "args.yaml").is_file():
+                same_run(run.folder, config)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a finished run of the grid, as the CSV has them."""
+        rows = []
+        for run in self.runs:
+            if not run.labels or not run.result.is_file():
+                continue
+            result = json.loads(run.result.read_text())
+            ((method, top1),) = result["top1"].items()
+            search = result["search_seconds"]
+            path = str(run.flags.get("process", "")).removeprefix("final:")
+            if run.needs and path.endswith(".safetensors"):
+                search = Process.load(path).facts.get("seconds", 0.0)
+            rows.append(
+                {
+                    **run.labels,
+                    "top1": top1,
+                    "top5": result["top5"][method],
+                    "teacher_top1": result["teacher_top1"],
+                    "train_seconds": result["train_seconds"][method],
+                    "search_seconds": search,
+                    "device": result["device"],
+                    "commit": result["commit"],
+                    "command": " ".join(["python -m distpro.train", *as_flags({**run.flags, "data": None}, "")]),
+                }
+            )
+        return rows
+
+
+def _labelled(axis: str, values: Any) -> dict[Any, Flags]:
+    """An axis as labels and what each stands for; a plain list holds values of the flag of that name."""
+    if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
+        return values
+    if isinstance(values, list) and values:
+        return {value: {axis: value} for value in values}
+    raise UserError(f"axis '{axis}' must be a list of values of that flag, or labels that each hold flags")
+
+
+def _slug(label: Any) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in str(label))
+
+
+class Runner:
+    """Works through the runs with as many processes at once as there are places."""
+
+    def __init__(self, runs: Iterable[Run], places: list[dict[str, str]], say: Any = print) -> None:
+        self.runs = list(runs)
+        self.places, self.say = places, say
+        self.waiting = [run for run in self.runs if not run.result.is_file()]
+        self.done = {run.folder for run in self.runs if run.result.is_file()}
+        self.failed: list[Run] = []
+        self.children: set[subprocess.Popen] = set()
+        self.lock = threading.Condition()
+        self.stopped = False
+
+    def __call__(self) -> list[Run]:
+        """Run what is not done yet and give what failed; a signal ends the children first."""
+        if self.done:
+            self.say(f"{len(self.done)} of {len(self.runs)} runs were done before")
+        before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        threads = [threading.Thread(target=self._work, args=(place,)) for place in self.places]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.stopped:
+            raise KeyboardInterrupt
+        return self.failed
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        for child in list(self.children):
+            child.terminate()
+
+    def _next(self) -> Run | None:
+        """A run whose needs are done; waits while others may still make one ready. None: nothing is left."""
+        with self.lock:
+            while self.waiting and not self.stopped:
+                for run in self.waiting:
+                    if any(need in {r.folder for r in self.failed} for need in run.needs):
+                        self.waiting.remove(run)
+                        self.failed.append(run)
+                        self.say(f"{run.name}: left out, since what it needs failed")
+                        break
+                    if all(need in self.done for need in run.needs):
+                        self.waiting.remove(run)
+                        return run
+                else:
+                    self.lock.wait(timeout=1)
+            return None
+
+    def _work(self, place: dict[str, str]) -> None:
+        while (run := self._next()) is not None:
+            words = run.words()
+            if (run.folder / "args.yaml").is_file():
+                words.append("--resume")
+            run.folder.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            with (run.folder / "log.txt").open("a") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", run.module, *words], stdout=log, stderr=log, env={**os.environ, **place}
+                )
+                self.children.add(child)
+                code = child.wait()
+                self.children.discard(child)
+            seconds = time.perf_counter() - started
+            with self.lock:
+                if self.stopped:
+                    return
+                if code == 0 and run.result.is_file():
+                    self.done.add(run.folder)
+                    self.say(f"[{len(self.done)}/{len(self.runs)}] {run.name}: {_told(run)}{seconds:.0f} s")
+                else:
+                    self.failed.append(run)
+                    last = [*(run.folder / "log.txt").read_text().splitlines(), "no output"][-2:][0]
+                    self.say(f"{run.name}: failed with exit code {code}: {last} (see {run.folder / 'log.txt'})")
+                self.lock.notify_all()
+
+
+def _told(run: Run) -> str:
+    if run.module != "distpro.train":
+        return ""
+    return "".join(f"top-1 {top1:.2f} %, " for top1 in json.loads(run.result.read_text())["top1"].values())
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A grid of runs of distpro.train, one after another or one a GPU; what is done is not done again."""
+
+    config: tyro.conf.Positional[Path]
+    """YAML file; configs/ has ready ones, and `distpro/sweep.py` says what it holds."""
+    output: Path | None = None
+    """Folder of the runs; output/sweep-NAME by default."""
+    table: bool = False
+    """Print the table of what is done, and run nothing."""
+    csv: Path | None = None
+    """With --table: read this file instead of the runs' own results."""
+    figure: Path | None = None
+    """Draw accuracy against training cost into this file (.svg, .png)."""
+    jobs: int | None = None
+    """Runs at once; one a GPU by default, or one."""
+    data: Path | None = None
+    """Folder of the data set, for every run."""
+
+
+def main() -> None:
+    """The command."""
+    arguments = tyro.cli(Arguments, prog="python -m distpro.sweep")
+    if arguments.csv is not None and not arguments.table:
+        raise UserError("--csv is read by --table only")
+    sweep = Sweep.read(arguments.config, arguments.output)
+    if arguments.data is not None:
+        sweep.runs = [replace(run, flags={**run.flags, "data": str(arguments.data)}) for run in sweep.runs]
+    failed: list[Run] = []
+    path = sweep.output / "results.csv"
+    if not arguments.table:
+        sweep.check()
+        failed = Runner(sweep.runs, places(arguments.jobs), lambda line: print(line, flush=True))()
+        write_csv(path, sweep.rows())
+    table = sweep_table(arguments.csv or sweep.rows(), sweep.axes, sweep.compare)
+    print(f"\n{sweep.title}\n\n{table}" if not arguments.table else table)
+    if arguments.figure is not None:
+        sweep_figure(arguments.csv or sweep.rows(), sweep.axes).savefig(arguments.figure)
+    if failed:
+        print(f"distpro: {len(failed)} of {len(sweep.runs)} runs failed; call again to try them again", file=sys.stderr)
+        sys.exit(1)
+
+
+def places(jobs: int | None) -> list[dict[str, str]]:
+    """The environment of each process that runs at the same time: its GPU, or its share of the CPU's cores."""
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs must be 1 or more, got {jobs}")
+    gpus = torch.cuda.device_count()
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": str(i % gpus)} for i in range(jobs or gpus)]
+    threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
+    return [{"OMP_NUM_THREADS": str(threads)}] * (jobs or 1)
+
+
+if __name__ == "__main__":
+    run_command(main)

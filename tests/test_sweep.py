@@ -1,0 +1,156 @@
+"""A sweep as a user runs it: real processes, killed and called again, its CSV and table, and mistakes."""
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from distpro.errors import UserError
+from distpro.process import Process
+from distpro.report import sweep_figure, sweep_table, write_csv
+from distpro.sweep import Sweep
+
+SMALL = {
+    "title": "small",
+    "flags": {"teacher": "resnet8", "teacher_checkpoint": "@big", "student": "wrn_10_1", "epochs": 1, "batch_size": 64},
+    "teachers": {"big": {"student": "resnet8", "method": "none", "teacher_checkpoint": None, "epochs": 2}},
+    "searches": {"short": {"search_epochs": 1, "transforms": "A"}},
+    "axes": {
+        "method": {
+            "alone": {"method": "none"},
+            "uniform": {"method": "distpro", "process": "uniform", "transforms": "A"},
+            "searched": {"method": "distpro", "process": "@short", "transforms": "A"},
+            "final": {"method": "distpro", "process": "final:@short", "transforms": "A"},
+        },
+    },
+    "seeds": [0, 1],
+    "compare": [["searched", "uniform"]],
+}
+
+
+def written(folder, **changes):
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    return path
+
+
+def command(*words):
+    return [sys.executable, "-m", "distpro.sweep", *map(str, words)]
+
+
+@pytest.mark.slow
+def test_a_sweep_is_killed_and_goes_on(tmp_path):
+    config, out = written(tmp_path), tmp_path / "out"
+    first = subprocess.Popen(
+        command(config, "--output", out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    for line in first.stdout:
+        if "alone" in line:  # the teacher and a run of the grid are done, the next is under way
+            break
+    time.sleep(1)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=60) == 130
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert kept
+
+    again = subprocess.run(command(config, "--output", out), capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{len(kept)} of 11 runs were done before" in again.stdout
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+    assert len(list(out.rglob("process.safetensors"))) == 2  # one search a seed serves two rows
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [(row["method"], row["seed"]) for row in rows[:5]] == [
+        *(("alone", "0"), ("uniform", "0"), ("searched", "0"), ("final", "0"), ("alone", "1"))
+    ]
+    searched = next(row for row in rows if row["method"] == "searched")
+    facts = Process.load(out / "searches/short/seed-0/process.safetensors").facts
+    assert float(searched["search_seconds"]) == facts["seconds"] > 0
+    assert float(rows[0]["search_seconds"]) == 0
+    assert float(rows[0]["teacher_top1"] or 1) > 0
+
+    table = subprocess.run(
+        command(config, "--table", "--csv", out / "results.csv", "--figure", tmp_path / "cost.svg"),
+        capture_output=True,
+        text=True,
+    )
+    assert table.returncode == 0, table.stderr
+    assert re.search(r"^\| searched \| \d+\.\d\d ± \d+\.\d\d \|", table.stdout, re.M)
+    assert re.search(
+        r"searched against uniform: [-+±\N{MINUS SIGN}]\d+\.\d\d ± \d+\.\d\d \(standard error\), n = 2 seeds",
+        table.stdout,
+    )
+    assert table.stdout in again.stdout  # from the file as from the runs
+    assert "<svg" in (tmp_path / "cost.svg").read_text()
+
+
+ROWS = [
+    {
+        **{"pair": "a-b", "method": method, "epochs": epochs, "seed": seed, "top1": top1 + seed, "top5": 50.0},
+        **{"teacher_top1": 70.0, "train_seconds": 10.0 * epochs, "search_seconds": 5.0 * (method == "searched")},
+        **{"device": "X", "commit": "abc", "command": "…"},
+    }
+    for method, top1 in (("uniform", 20.0), ("searched", 22.0))
+    for epochs in (1, 2)
+    for seed in (0, 1)
+]
+
+
+def test_the_table_of_rows(tmp_path):
+    axes, compare = ("pair", "method", "epochs"), [("searched", "uniform")]
+    table = sweep_table(ROWS, axes, compare)
+    assert "| uniform | 1 | 20.50 ± 0.71 | 50.00 ± 0.00 | 2 | 10.0 s |  |" in table
+    assert "| searched | 2 | 22.50 ± 0.71 | 50.00 ± 0.00 | 2 | 20.0 s | 5.0 s |" in table
+    assert "pair" not in table  # only one
+    assert "- searched against uniform at epochs 2: +2.00 ± 0.00 (standard error), n = 2 seeds" in table
+    write_csv(tmp_path / "rows.csv", ROWS)
+    assert sweep_table(tmp_path / "rows.csv", axes, compare) == table
+    figure = sweep_figure(ROWS, axes)
+    lines = figure.axes[0].get_lines()
+    assert {tuple(line.get_xdata()) for line in lines} >= {(10.0, 20.0), (15.0, 25.0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"axis": {}}, "small.yaml': 'axis': did you mean 'axes'?"),
+        (
+            {"axes": {"epochs": 3}},
+            "axis 'epochs' must be a list of values of that flag, or labels that each hold flags",
+        ),
+        ({"axes": {"epohcs": [1]}, "compare": []}, "'epohcs': did you mean 'epochs'"),
+        ({"searches": {"shrot": {}}}, "unknown name under searches: 'short': did you mean 'shrot'"),
+        ({"compare": [["serched", "uniform"]]}, "unknown method to compare 'serched': did you mean 'searched'"),
+        ({"axes": {}, "flags": {"epochs": 0}, "compare": []}, "--epochs must be 1 or more, got 0"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
+)
+def test_mistakes(tmp_path, changes, sentence):
+    with pytest.raises(UserError) as error:
+        Sweep.read(written(tmp_path, **changes), tmp_path / "out").check()
+    assert sentence in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_flags_is_refused(tmp_path):
+    sweep = Sweep.read(written(tmp_path), tmp_path / "out")
+    run = sweep.runs[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "args.yaml").write_text(yaml.safe_dump({**run.config().plain(), "epochs": 7}))
+    with pytest.raises(UserError, match="was begun with epochs = 7, not 2:"):
+        sweep.check()
+
+
+def test_a_csv_of_something_else(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="it lacks"):
+        sweep_table(tmp_path / "a.csv", ("method",))
+    with pytest.raises(UserError, match="no file"):
+        sweep_table(tmp_path / "b.csv", ("method",))
+    with pytest.raises(UserError, match="lack the axis 'temperature'"):
+        sweep_table(ROWS, ("temperature",))
