@@ -74,6 +74,8 @@ class Config:
     """Every pair of stages, or those with the student's stage at or above the teacher's."""
     pooled: bool | None = None
     """Read the pooled feature as a last stage, as the paper does on ImageNet."""
+    logit_pathways: tuple[Literal["KD", "DKD", "DIST", "LSKD"], ...] = ()
+    """Pathways from logits to logits beside those of features: KD, decoupled, DIST, KD of standardised logits."""
     distance: Literal["hcl", "l2", "l1"] = "hcl"
     """Between two maps."""
 

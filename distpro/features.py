@@ -153,6 +153,14 @@ class Teacher(Features):
         return Output(x.new_empty(len(x), 0), list(maps))
 
 
+def same_classes(student: Features, teacher: Features, what: str) -> None:
+    """A `UserError` where `what` cannot compare the logits of the two."""
+    if student.classes != teacher.classes:
+        raise UserError(
+            f"{what} compares logits: the teacher has {teacher.classes} classes, the student {student.classes}"
+        )
+
+
 def _stages_of(shapes: list[tuple[int, ...]]) -> list[int]:
     """Which of a network's maps `[C, H, W]` are its stages: the last of each size, the deepest four sizes."""
     last = sorted({shape[1:]: i for i, shape in enumerate(shapes)}.values())

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distpro.errors import UserError
+from distpro.features import Output
 from distpro.ops import pathway_dots, perturb
 from distpro.pathways import Pathways
 
@@ -89,7 +90,7 @@ def exact(
     x: the train batch `[N, C, H, W]`.
     gradients: of the train loss at each pathway's own alias of F_j (`Pathways.sources`): factor_p * d l_p / d F_j.
     factors: `[P]`, what these carry, w * a_p; where it is 0 nothing can be read and h_p = 0.
-    student_stage: j of each pathway, from 1.
+    student_stage: j of each pathway, from 1; 0 where l_p depends on theta through the logits.
     dtype: of the pass; that of theta by default. Autocast has no forward mode on a CPU: all of it is cast.
 
     Forward mode sees a custom op without a forward rule as constant: keep such ops out of the student.
@@ -97,15 +98,15 @@ def exact(
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
         dtype = dtype or theta[0].dtype
         duals = [forward_ad.make_dual(p.to(dtype), d.to(dtype)) for p, d in zip(theta, direction, strict=True)]
-        maps = student(duals, x.to(dtype)).maps
-        tangents = [forward_ad.unpack_dual(m).tangent for m in maps]
-    missing = [j for j in set(student_stage) if tangents[j - 1] is None]
+        output = student(duals, x.to(dtype))
+        tangents = [forward_ad.unpack_dual(m).tangent for m in (output.logits, *output.maps)]
+    missing = [j for j in set(student_stage) if tangents[j] is None]
     if missing:
         raise UserError(f"no forward derivative reaches the student's stage {missing[0]}: use finite-difference")
     types = {g.dtype for g in gradients}
     common = types.pop() if len(types) == 1 else torch.float32  # autocast leaves some maps in float32
     tangents = [t if t is None else t.to(common) for t in tangents]
-    dots = pathway_dots([g.to(common) for g in gradients], [tangents[j - 1] for j in student_stage])
+    dots = pathway_dots([g.to(common) for g in gradients], [tangents[j] for j in student_stage])
     return torch.where(factors == 0, 0, dots / factors)
 
 
@@ -117,7 +118,8 @@ def finite_difference(
     phi: Sequence[Tensor],
     direction: Sequence[Tensor],
     x: Tensor,
-    teacher_maps: Sequence[Tensor],
+    teacher: Output,
+    target: Tensor,
     radius: float,
 ) -> Tensor:
     """h `[P]` as Eq. 5 has it: the losses at theta +- epsilon * direction, central, epsilon = radius / norm.
@@ -129,7 +131,7 @@ def finite_difference(
     assert isinstance(module, Pathways)
 
     def losses(shifted: Sequence[Tensor]) -> Tensor:
-        return pathways(phi, module.sources(student(shifted, x).maps), teacher_maps, x.new_ones(len(module)))[1]
+        return pathways(phi, module.sources(student(shifted, x)), teacher, target, x.new_ones(len(module)))[1]
 
     difference = losses(plus) - losses(minus)
     return torch.where(epsilon == 0, 0, difference / (2 * epsilon))

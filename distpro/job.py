@@ -74,7 +74,7 @@ class Job:
                     f"{self.data.name} has {self.data.num_classes}"
                 )
         stages = len(readers["teacher"].shapes), len(readers["student"].shapes)
-        self.pathways = all_pathways(*stages, str(config.transforms), str(config.pathways))
+        self.pathways = all_pathways(*stages, str(config.transforms), str(config.pathways), config.logit_pathways)
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
         self.methods = self._methods_that_fit(student)
@@ -211,6 +211,7 @@ class Job:
             pathways=str(config.pathways),
             distance=config.distance,
             pooled=bool(config.pooled),
+            logit_pathways=config.logit_pathways,
             precision=config.precision(),
             kd_weight=config.kd_weight or 1.0,
             normalisation=config.normalisation,

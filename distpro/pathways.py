@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from distpro.errors import UserError, unknown
+from distpro.features import Output
+from distpro.logits import LOGIT_LOSSES
 from distpro.ops import DISTANCES, pathway_loss
 from distpro.transforms import TRANSFORMS, Shape, create_transform
 
@@ -16,7 +19,10 @@ DIRECTIONS = ("all", "review")
 
 
 class Pathway(NamedTuple):
-    """One way of teaching: student stage -> transform -> compared with a teacher stage. Stages count from 1."""
+    """One way of teaching: student stage -> transform -> compared with a teacher stage. Stages count from 1.
+
+    Both stages are 0 where the logits are compared, and `transform` is then one of `LOGIT_LOSSES`.
+    """
 
     teacher: int
     student: int
@@ -25,42 +31,53 @@ class Pathway(NamedTuple):
     @property
     def name(self) -> str:
         """Short and stable, the same for every pair of networks with as many stages: "t1-s2-A"."""
-        return f"t{self.teacher}-s{self.student}-{self.transform}"
+        return f"t{self.teacher}-s{self.student}-{self.transform}" if self.teacher else f"logits-{self.transform}"
 
     @classmethod
     def parse(cls, name: str) -> Pathway:
-        """The pathway of a name such as "t1-s2-A"."""
+        """The pathway of a name such as "t1-s2-A" or "logits-KD"."""
+        if name.startswith("logits-"):
+            return cls(0, 0, name.removeprefix("logits-"))
         teacher, student, transform = name.split("-")
         return cls(int(teacher[1:]), int(student[1:]), transform)
 
 
 def all_pathways(
-    teacher_stages: int, student_stages: int, transforms: str = "ABC", direction: str = "all"
+    teacher_stages: int,
+    student_stages: int,
+    transforms: str = "ABC",
+    direction: str = "all",
+    logits: Sequence[str] = (),
 ) -> tuple[Pathway, ...]:
     """Every teacher stage with every student stage through every transform: 3 x 3 x 3 = the paper's 27 on CIFAR.
 
     `direction="review"` keeps student stages at or above the teacher's (ReviewKD's finding): 5 x 5 maps and one
-    transform give the paper's 15 on ImageNet.
+    transform give the paper's 15 on ImageNet. `logits` adds a pathway from logits to logits for each loss it names.
     """
     if direction not in DIRECTIONS:
         raise unknown("pathway direction", direction, DIRECTIONS)
     for kind in transforms:
         if kind not in TRANSFORMS:
             raise unknown("transform", kind, TRANSFORMS)
-    return tuple(
+    for loss in logits:
+        if loss not in LOGIT_LOSSES:
+            raise unknown("logit pathway", loss, LOGIT_LOSSES)
+    features = [
         Pathway(t, s, kind)
         for t in range(1, teacher_stages + 1)
         for s in range(1, student_stages + 1)
         for kind in transforms
         if direction == "all" or s >= t
-    )
+    ]
+    return (*features, *(Pathway(0, 0, loss) for loss in logits))
 
 
 class Pathways(nn.Module):
     """The transform blocks of a list of pathways, and the losses they give.
 
     `student` and `teacher` are the shapes `[C, H, W]` of the maps of either network. Block p is
-    `self.blocks[pathway.name]`; its parameters train along with the student.
+    `self.blocks[pathway.name]`; its parameters train along with the student. Pathways of logits have no block and
+    come last.
     """
 
     def __init__(
@@ -80,40 +97,56 @@ class Pathways(nn.Module):
                     f"the student {len(student)}"
                 )
         self.pathways = tuple(pathways)
+        self.features = sum(p.teacher > 0 for p in pathways)
         self.distance = distance
         self.blocks = nn.ModuleDict(
-            {p.name: create_transform(p.transform, student[p.student - 1], teacher[p.teacher - 1]) for p in pathways}
+            {
+                p.name: create_transform(p.transform, student[p.student - 1], teacher[p.teacher - 1])
+                for p in pathways[: self.features]
+            }
         )
 
     def __len__(self) -> int:
         return len(self.pathways)
 
-    def sources(self, student_maps: Sequence[Tensor]) -> list[Tensor]:
-        """For each pathway an alias of its own of the student's map.
+    def sources(self, student: Output) -> list[Tensor]:
+        """For each pathway an alias of its own of the student's map (or logits) that it starts from.
 
         The gradient at an alias is that pathway's alone, before autograd adds the pathways of a map up: the left
         factor of the exact hypergradient (see `distpro.hypergradient`).
         """
-        return [student_maps[p.student - 1].view_as(student_maps[p.student - 1]) for p in self.pathways]
+        starts = [student.logits, *student.maps]
+        return [starts[p.student].view_as(starts[p.student]) for p in self.pathways]
 
     def forward(
         self,
         sources: Sequence[Tensor],
-        teacher_maps: Sequence[Tensor],
+        teacher: Output,
+        target: Tensor,
         weights: Tensor,
         active: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`(loss, per_pathway)` from the sources (one a pathway) and the teacher's maps (one a stage).
+        """`(loss, per_pathway)` from the sources (one a pathway), what the teacher says, and the classes `[N]`.
 
-        `active` lists the indices of the pathways that count (all by default); `weights` and `per_pathway` are
-        those of the active ones, in this order. No block of another pathway is called.
+        `active` lists the indices of the pathways that count, ascending (all by default); `weights` and
+        `per_pathway` are those of the active ones. No block of another pathway is called.
         """
         indices = range(len(self.pathways)) if active is None else active
-        chosen = [(self.pathways[i], sources[i]) for i in indices]
-        with record_function("transforms"):
-            students = [self.blocks[p.name](source) for p, source in chosen]
-        teachers = [teacher_maps[p.teacher - 1] for p, _ in chosen]
-        return pathway_loss(students, teachers, weights, self.distance)
+        features = [(self.pathways[i], sources[i]) for i in indices if i < self.features]
+        logits = [(self.pathways[i], sources[i]) for i in indices if i >= self.features]
+        losses = []
+        loss = weights.new_zeros(())
+        if features:
+            with record_function("transforms"):
+                students = [self.blocks[p.name](source) for p, source in features]
+            teachers = [teacher.maps[p.teacher - 1] for p, _ in features]
+            loss, each = pathway_loss(students, teachers, weights[: len(features)], self.distance)
+            losses.append(each)
+        if logits:
+            each = torch.stack([LOGIT_LOSSES[p.transform](source, teacher.logits, target) for p, source in logits])
+            loss = loss + (weights[len(features) :] * each).sum()
+            losses.append(each)
+        return loss, torch.cat(losses)
 
 
 def same_pathways(found: Sequence[Pathway], wanted: Sequence[Pathway], what: str) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from distpro.errors import UserError, run_command, unknown
-from distpro.features import Features, Teacher
+from distpro.features import Features, Output, Teacher, same_classes
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
 from distpro.loop import Observer, fit
 from distpro.pathways import Pathways, all_pathways
@@ -32,7 +32,7 @@ class TrainPass(NamedTuple):
     losses: dict[str, Tensor]
     at_sources: tuple[Tensor, ...]  # the train loss's gradient at each pathway's own alias of the student's map
     factors: Tensor  # w * a_p `[P]`, which these gradients carry
-    targets: list[Tensor]  # the teacher's maps
+    taught: Output  # what the teacher says of the batch
 
 
 class SearchStep:
@@ -125,12 +125,12 @@ class SearchStep:
         factors = self.scale * self.normalise(self.z)
         with self.precision.autocast(x.device):
             with record_function("teacher"):
-                targets = self.teacher(x).maps
+                taught = self.teacher(x)
             with record_function("student"):
                 output = self.student(x)
             with record_function("losses"):
-                sources = self.pathways.sources(output.maps)
-                feature_loss, _ = self.pathways(sources, targets, factors)
+                sources = self.pathways.sources(output)
+                feature_loss, _ = self.pathways(sources, taught, y, factors)
                 task = self.task.loss(output.logits, y)
                 loss = task + feature_loss
         parameters = [*self.theta, *self.phi]
@@ -142,7 +142,7 @@ class SearchStep:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)  # nothing stale for the validation gradient to meet
         losses = {"loss": loss.detach(), "task": task.detach()}
-        return TrainPass(losses, gradients[len(parameters) :], factors, targets)
+        return TrainPass(losses, gradients[len(parameters) :], factors, taught)
 
     def _both_steps(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         theta = [p.detach().clone() for p in self.theta]
@@ -177,9 +177,10 @@ class SearchStep:
                     self.stateless, theta, direction, x, train.at_sources, train.factors, stages, self.precision.amp
                 )
             else:
-                targets = [t.float() if t.element_size() < 4 else t for t in train.targets]
+                maps = [t.float() if t.element_size() < 4 else t for t in train.taught.maps]
+                taught = Output(train.taught.logits, maps)
                 h = finite_difference(
-                    self.stateless, self.stateless_pathways, theta, phi, direction, x, targets, self.radius
+                    self.stateless, self.stateless_pathways, theta, phi, direction, x, taught, y, self.radius
                 )
         gradient = through_normalisation(h, self.z, self.normalise, self.scale)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
@@ -252,6 +253,7 @@ def search(
     pathways: str = "all",
     distance: str = "hcl",
     pooled: bool = False,
+    logit_pathways: Sequence[str] = (),
     precision: Precision = PLAIN,
     kd_weight: float = 1.0,
     normalisation: str = "biased-softmax",
@@ -272,7 +274,9 @@ def search(
     shape = (image[0], image[1], image[2])
     reader = Features(student, shape, student_layers, pooled).train()
     frozen = Teacher(teacher, shape, teacher_layers, pooled, precision)
-    paths = all_pathways(len(frozen.shapes), len(reader.shapes), transforms, pathways)
+    if logit_pathways:
+        same_classes(reader, frozen, "a logit pathway")
+    paths = all_pathways(len(frozen.shapes), len(reader.shapes), transforms, pathways, logit_pathways)
     blocks = Pathways(paths, reader.shapes, frozen.shapes, distance).to(next(student.parameters()).device)
     optimizer = recipe.optimizer([*reader.parameters(), *blocks.parameters()])
     step = SearchStep(

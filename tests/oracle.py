@@ -34,12 +34,15 @@ def hypergradient(
     theta = {n: p.detach().clone().requires_grad_() for n, p in student.named_parameters() if p.requires_grad}
     buffers = {n: b.clone() for n, b in student.named_buffers()}
     x, y = batch
-    targets = teacher(x).maps
+    sought, targets = teacher(x)
     logits, maps = functional_call(student, {**theta, **buffers}, (x,))
     weights = normalise(z)
     loss = F.cross_entropy(logits, y)
     scratch = {n: b.clone() for n, b in pathways.named_buffers()}
     for k, p in enumerate(pathways.pathways):
+        if p.teacher == 0:
+            loss = loss + scale * weights[k] * logit_loss(p.transform, logits, sought, y)
+            continue
         prefix = f"blocks.{p.name}."
         block = pathways.blocks[p.name]
         state = {n.removeprefix(prefix): b for n, b in scratch.items() if n.startswith(prefix)}
@@ -65,6 +68,39 @@ def hypergradient(
     x_val, y_val = val_batch
     val_logits, _ = functional_call(student, {**moved, **{n: b.clone() for n, b in student.named_buffers()}}, (x_val,))
     return torch.autograd.grad(F.cross_entropy(val_logits, y_val), z)[0]
+
+
+def logit_loss(kind: str, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
+    """The losses between logits from their definitions, with probabilities, picture by picture."""
+
+    def divergence(p: Tensor, q: Tensor) -> Tensor:
+        return (p * (p / q).log()).sum()
+
+    def correlation(a: Tensor, b: Tensor) -> Tensor:
+        return torch.corrcoef(torch.stack([a, b]))[0, 1]
+
+    temperature = 2.0 if kind == "LSKD" else 4.0
+    if kind == "LSKD":
+        student, teacher = (
+            torch.stack([(row - row.mean()) / row.var().sqrt() for row in logits]) for logits in (student, teacher)
+        )
+    students, teachers = ((logits / temperature).exp() for logits in (student, teacher))
+    q, p = (e / e.sum(1, keepdim=True) for e in (students, teachers))
+    n, classes = p.shape
+    total = p.new_zeros(())
+    if kind == "DIST":
+        total = 2 - sum(correlation(p[i], q[i]) for i in range(n)) / n
+        total = total - sum(correlation(p[:, c], q[:, c]) for c in range(classes)) / classes
+        return 16 * total
+    for i in range(n):
+        if kind != "DKD":
+            total = total + divergence(p[i], q[i]) / n
+            continue
+        others = [c for c in range(classes) if c != y[i]]
+        rest, rest_q = p[i, others].sum(), q[i, others].sum()
+        total = total + divergence(torch.stack([p[i, y[i]], rest]), torch.stack([q[i, y[i]], rest_q])) / n
+        total = total + 8 * divergence(p[i, others] / rest, q[i, others] / rest_q) / n
+    return temperature**2 * total
 
 
 def hcl(student: Tensor, teacher: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def network(name, image):
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 
 
-def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, frozen=None, **options):
+def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, frozen=None, logits=(), **options):
     """A pair some steps into its search, so that momentum, BN statistics and z are no longer their first values."""
     torch.manual_seed(0)
     teacher_name, student_name, image = pair
@@ -59,7 +59,7 @@ def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, frozen=
     student = Features(network(student_name, image).to(dtype), image, layers).train()
     if frozen:
         student.model.get_submodule(frozen).requires_grad_(False)
-    paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms)
+    paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms, logits=logits)
     pathways = Pathways(paths, student.shapes, teacher.shapes).to(dtype)
     optimizer = torch.optim.SGD([*student.parameters(), *pathways.parameters()], **sgd)
     batches = [(torch.randn(16, *image, dtype=dtype), torch.randint(10, (16,))) for _ in range(6)]
@@ -95,6 +95,21 @@ def test_exact_is_the_double_backward(pair, dtype, bound):
     error = relative(step.z.grad.double(), want)
     print(f"exact, {dtype}: relative error {error:.1e}")
     assert error < bound
+
+
+def test_logits_have_a_hypergradient_too():
+    """Searched together with the features: exact against double backward, and finite differences against exact."""
+    logits = ("KD", "DKD", "DIST", "LSKD")
+    step, batch, val_batch = setting(PAIRS[1], logits=logits)
+    want = true_gradient(step, batch, val_batch)
+    assert want.shape == (9 * 2 + 4,)
+    step(*batch, 0.0)
+    assert relative(step.z.grad, want) < 1e-8
+    assert relative(step.z.grad[-4:], want[-4:]) < 1e-8
+    difference, batch, _ = setting(PAIRS[1], logits=logits, radius=1e-5)
+    difference.hypergradient = "finite-difference"
+    difference(*batch, 0.0)
+    assert relative(difference.z.grad, want) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,9 @@ class Method(nn.Module):
         """What is needed at this moment; by default the whole teacher."""
         return Moment(progress)
 
-    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
-        """The weighted loss terms of a batch by name; `teacher` is None where the moment's depth is 0."""
+    def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch by name.
+
+        teacher: None where the moment's depth is 0. target: what the task's loss compares with, classes `[N]`.
+        """
         raise AssertionError(f"{type(self).__name__} must define forward")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from distpro.features import Features, Output, Teacher
+from distpro.features import Features, Output, Teacher, same_classes
 from distpro.methods.base import Method, Moment
 from distpro.pathways import Pathways, all_pathways
 from distpro.process import Process
@@ -18,7 +20,7 @@ class DistPro(Method):
     has no gradient, so that the optimizer leaves it, and its momentum, as they are until it returns.
     """
 
-    options = ("kd_weight", "process", "transforms", "pathways", "distance", "pooled")
+    options = ("kd_weight", "process", "transforms", "pathways", "distance", "pooled", "logit_pathways")
 
     def __init__(
         self,
@@ -30,9 +32,12 @@ class DistPro(Method):
         pathways: str = "all",
         distance: str = "hcl",
         pooled: bool = False,
+        logit_pathways: Sequence[str] = (),
     ) -> None:
         super().__init__(student, teacher)
-        paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms, pathways)
+        if logit_pathways:
+            same_classes(student, teacher, "a logit pathway")
+        paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms, pathways, logit_pathways)
         self.paths = Pathways(paths, student.shapes, teacher.shapes, distance)
         self.process = Process.uniform(paths) if process is None else process.fit(paths)
         self.scale = len(paths) * kd_weight
@@ -40,15 +45,18 @@ class DistPro(Method):
     def moment(self, progress: float) -> Moment:
         weights = self.process.at(progress)  # on the CPU: which pathways are dropped is known without a sync
         active = tuple(weights.nonzero().flatten().tolist())
-        depth = max((self.paths.pathways[i].teacher for i in active), default=0)
+        depth: int | None = max((self.paths.pathways[i].teacher for i in active), default=0)
+        if any(i >= self.paths.features for i in active):
+            depth = None  # to the logits
         return Moment(progress, depth, active, weights[list(active)])
 
-    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         if teacher is None or moment.weights is None:
             return {}
         weights, device = moment.weights, student.logits.device
         if device.type == "cuda":
             weights = weights.pin_memory()  # else the copy would wait for the device
-        sources = [student.maps[p.student - 1] for p in self.paths.pathways]
-        loss, _ = self.paths(sources, teacher.maps, weights.to(device, non_blocking=True), moment.active)
+        starts = [student.logits, *student.maps]
+        sources = [starts[p.student] for p in self.paths.pathways]
+        loss, _ = self.paths(sources, teacher, target, weights.to(device, non_blocking=True), moment.active)
         return {"pathways": self.scale * loss}

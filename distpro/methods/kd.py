@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from distpro.errors import UserError
-from distpro.features import Features, Output, Teacher
+from distpro.features import Features, Output, Teacher, same_classes
+from distpro.logits import TEMPERATURE, kd
 from distpro.methods.base import Method, Moment
 
 
@@ -19,20 +18,15 @@ class KD(Method):
     options = ("distill_loss_weight", "temperature")
 
     def __init__(
-        self, student: Features, teacher: Teacher, distill_loss_weight: float = 0.9, temperature: float = 4.0
+        self, student: Features, teacher: Teacher, distill_loss_weight: float = 0.9, temperature: float = TEMPERATURE
     ) -> None:
         super().__init__(student, teacher)
-        if student.classes != teacher.classes:
-            raise UserError(
-                f"kd compares logits: the teacher has {teacher.classes} classes, the student {student.classes}"
-            )
+        same_classes(student, teacher, "kd")
         self.task_weight = 0.1
         self.distill_loss_weight = distill_loss_weight
         self.temperature = temperature
 
-    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         assert teacher is not None
-        soft = F.log_softmax(student.logits / self.temperature, 1)
-        target = F.log_softmax(teacher.logits / self.temperature, 1)
-        divergence = F.kl_div(soft, target, reduction="batchmean", log_target=True)
-        return {"kd": self.distill_loss_weight * self.temperature**2 * divergence}
+        loss = kd(student.logits, teacher.logits, target, self.temperature)
+        return {"kd": self.distill_loss_weight * loss}

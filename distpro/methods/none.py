@@ -13,5 +13,5 @@ class NoDistillation(Method):
 
     needs_teacher = False
 
-    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         return {}

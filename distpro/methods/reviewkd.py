@@ -62,7 +62,7 @@ class ReviewKD(Method):
             Fusion(s, t, mid, i == deepest) for i, (s, t) in enumerate(zip(student.shapes, teacher.shapes, strict=True))
         )
 
-    def forward(self, student: Output, teacher: Output | None, moment: Moment) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         assert teacher is not None
         reviewed: list[Tensor] = []
         rest = None

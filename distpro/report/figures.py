@@ -84,7 +84,7 @@ def plot_process(process: Process, narrow: bool = False) -> Figure:
             _draw(axes, times, weights[:, p], gid=f"line-{pathways[p].name}", **look)
         gone = int((weights[-1, mine] == 0).sum())
         told = f"{gone} of {len(mine)} dropped at the end" if gone else f"{len(mine)} pathway{'s' * (len(mine) > 1)}"
-        axes.set_title(f"Teacher stage {stage}", pad=14)
+        axes.set_title(f"Teacher stage {stage}" if stage else "Logits", pad=14)
         axes.text(0, 1.02, told, transform=axes.transAxes, color=MUTED, fontsize=8, in_layout=False)
         axes.tick_params(labelleft=place % columns == 0)
         if place % columns == 0:
@@ -97,7 +97,10 @@ def plot_process(process: Process, narrow: bool = False) -> Figure:
     uniform = Line2D([], [], color=MUTED, linewidth=0.8, linestyle=DOTS, label=f"uniform (1/{len(pathways)})")
     dropped = Line2D([], [], color=INK, linestyle="none", marker="x", markersize=4.5, label="dropped")
     key = [
-        [Line2D([], [], color=hue[stage], linewidth=3, label=str(stage)) for stage in students],
+        [
+            Line2D([], [], color=hue[stage], linewidth=3, label=str(stage) if stage else "(logits)")
+            for stage in students
+        ],
         [Line2D([], [], color=INK, linestyle=dash[kind], label=kind) for kind in transforms],
         [uniform, dropped] if (weights == 0).any() else [uniform],
     ]
@@ -120,7 +123,7 @@ def _sums(axes: Axes, times: np.ndarray, weights: np.ndarray, teacher: Sequence[
     stages = sorted(set(teacher))
     sums = np.stack([weights[:, np.equal(teacher, stage)].sum(axis=1) for stage in stages])  # [stages, N]
     shades = SHADES(np.linspace(0, 1, len(stages)) if len(stages) > 1 else [0.5])
-    labels = [f"stage {stages[0]}", *map(str, stages[1:])]
+    labels = [f"stage {stage}" if stage else "logits" for stage in stages]
     if (sums < 0).any():
         for line, shade, label in zip(sums, shades, labels, strict=True):
             axes.plot(times, line, color=shade, linewidth=2, label=label)
