@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import record_function
 
 from distpro.distiller import Distiller
@@ -21,6 +22,10 @@ class DistillStep:
     def __init__(self, distiller: Distiller, recipe: Recipe) -> None:
         self.distiller = distiller
         self.optimizer = recipe.optimizer(distiller.trainable_parameters())
+        self.average: AveragedModel | None = None
+        if recipe.ema is not None:
+            model = distiller.student.model
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
 
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
         losses = self.distiller(x, y, progress)
@@ -29,20 +34,29 @@ class DistillStep:
             losses["loss"].backward()
         with record_function("optimizer"):
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.distiller.student.model)
         return losses
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher is an input, not a result: it is left out."""
-        return {
+        state = {
             "student": self.distiller.student.model.state_dict(),
             "method": self.distiller.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        return state if self.average is None else state | {"average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.distiller.student.model.load_state_dict(state["student"])
         self.distiller.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def result(self) -> nn.Module:
+        """The network as it is to be judged and kept."""
+        return self.distiller.student.model if self.average is None else self.average.module
 
 
 def distill(
@@ -78,15 +92,16 @@ def distill(
         process=process,
         student_layers=student_layers,
         teacher_layers=teacher_layers,
+        label_smoothing=recipe.label_smoothing,
         **options,
     ).train()
     step = DistillStep(distiller, recipe)
 
     def evaluate() -> dict[str, float]:
-        metrics = distiller.task.evaluate(distiller.student, test)
+        metrics = distiller.task.evaluate(step.result(), test)
         return {f"test_{k}": v for k, v in metrics._asdict().items()}
 
-    return fit(
+    history = fit(
         step,
         train,
         recipe.scheduler(step.optimizer, len(train)),
@@ -97,3 +112,6 @@ def distill(
         resume=resume,
         observer=observer,
     )
+    if step.average is not None:
+        student.load_state_dict(step.result().state_dict())
+    return history

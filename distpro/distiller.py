@@ -26,6 +26,7 @@ class Distiller(nn.Module):
     process: for "distpro"; a `Process`, or None for uniform weights.
     student_layers, teacher_layers: submodules to read where a network has no `forward_intermediates`.
     precision: see `Precision`; plain float32 by default.
+    label_smoothing: of the cross-entropy.
     steps: how many training calls there will be: calls in train mode are counted, and where the training stands
         decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`.
 
@@ -48,6 +49,7 @@ class Distiller(nn.Module):
         teacher_layers: Sequence[str] | None = None,
         steps: int | None = None,
         precision: Precision = PLAIN,
+        label_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ class Distiller(nn.Module):
         self.precision = precision
         for part in (self.student, self.method):
             precision.lay_out(part)
-        self.task = Classification()
+        self.task = Classification(label_smoothing)
         self.steps = steps
         self.calls = 0
 

@@ -1,22 +1,28 @@
-"""How the weights of a network are trained: optimizer and learning-rate schedule."""
+"""How the weights of a network are trained: optimizer, learning-rate schedule, label smoothing, averaging."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
-SCHEDULES = ("cosine", "step")
+SCHEDULES = ("cosine", "step", "onecycle")
+WARM_UP = 0.2  # of a one-cycle schedule
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum; the learning rate falls along a cosine to 0, or by `decay_rate` after shares of the run.
+    """SGD with momentum; the learning rate falls along a cosine to 0, by `decay_rate` after shares of the run, or
+    rises linearly for a fifth of the run and falls linearly to 0 ("onecycle").
 
     `decay_at` is relative: (0.625, 0.75, 0.875) is after epochs 150, 180 and 210 of 240.
+    norm_decay: whether weight decay holds for biases and normalisations (parameters of one dimension) too.
+    label_smoothing: of the task's loss, 0 to 1; the search's validation loss is not smoothed.
+    ema: decay of an exponential moving average of the student, which then is the result; None keeps the last weights.
     """
 
     epochs: int
@@ -27,10 +33,20 @@ class Recipe:
     sched: str = "cosine"
     decay_at: tuple[float, ...] = (0.625, 0.75, 0.875)
     decay_rate: float = 0.1
+    norm_decay: bool = True
+    label_smoothing: float = 0.0
+    ema: float | None = None
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> SGD:
+        parameters = list(parameters)
+        groups: Any = parameters
+        if not self.norm_decay:
+            groups = [
+                {"params": [p for p in parameters if p.ndim > 1]},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ]
         return SGD(
-            parameters,
+            groups,
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -42,4 +58,9 @@ class Recipe:
         steps = max(1, self.epochs * steps_per_epoch)
         if self.sched == "cosine":
             return CosineAnnealingLR(optimizer, steps)
+        if self.sched == "onecycle":
+            # one step more than there are: torch's own last step is one before 0 is passed
+            return OneCycleLR(
+                optimizer, self.lr, steps + 1, pct_start=WARM_UP, anneal_strategy="linear", cycle_momentum=False
+            )
         return MultiStepLR(optimizer, [round(at * steps) for at in self.decay_at], self.decay_rate)

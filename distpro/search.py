@@ -54,6 +54,7 @@ class SearchStep:
     radius: of the finite difference: epsilon = radius / norm of its direction.
     precision: of all passes, but for the finite difference, which is float32 always: a difference of two nearly
         equal losses would keep few digits of a shorter type.
+    label_smoothing: of the train loss; the validation loss has none.
     z_record: z as used at each step, `[steps, P]`.
     """
 
@@ -75,6 +76,7 @@ class SearchStep:
         literal_xi: bool = False,
         radius: float = RADIUS,
         precision: Precision = PLAIN,
+        label_smoothing: float = 0.0,
     ) -> None:
         if hypergradient not in HYPERGRADIENTS:
             raise unknown("hypergradient", hypergradient, HYPERGRADIENTS)
@@ -96,7 +98,7 @@ class SearchStep:
         self.scale = len(pathways) * kd_weight
         self.hypergradient, self.radius = hypergradient, radius
         self.alpha_first, self.alpha_every, self.literal_xi = alpha_first, alpha_every, literal_xi
-        self.task = Classification()
+        self.task, self.judge = Classification(label_smoothing), Classification()
         device = self.theta[0].device
         self.z = torch.ones(len(pathways), device=device, dtype=self.theta[0].dtype)
         self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=ALPHA_BETAS)
@@ -159,7 +161,7 @@ class SearchStep:
         with record_function("validation"):
             with self.precision.autocast(x.device):
                 output = self.stateless(self.theta, self.precision.layout(x_val))
-                val_loss = self.task.loss(output.logits, y_val)
+                val_loss = self.judge.loss(output.logits, y_val)
             v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
         direction = [
             torch.zeros_like(p) if g is None else g if k == most else g * (k / most)
@@ -289,6 +291,7 @@ def search(
         kd_weight=kd_weight,
         normalisation=normalisation,
         precision=precision,
+        label_smoothing=recipe.label_smoothing,
         **options,
     )
     history = fit(

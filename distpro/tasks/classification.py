@@ -19,11 +19,14 @@ class Metrics(NamedTuple):
 
 
 class Classification:
-    """Cross-entropy, and accuracy in percent."""
+    """Cross-entropy, with labels smoothed where asked for, and accuracy in percent."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of logits `[N, K]` and classes `[N]`."""
-        return F.cross_entropy(logits, target)
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Metrics:

@@ -1,0 +1,106 @@
+"""Schedules, decay groups, smoothing and averaging of a recipe."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distpro.data import create_dataset
+from distpro.distill import DistillStep, distill
+from distpro.distiller import Distiller
+from distpro.loop import Observer
+from distpro.models import create_model
+from distpro.recipe import Recipe
+from distpro.tasks import Classification
+
+
+class Killed(Exception):
+    """Stands for whatever ends a run between two epochs."""
+
+
+class Breaks(Observer):
+    def epoch(self, row):
+        raise Killed
+
+
+def rates(recipe, per_epoch=10):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = recipe.optimizer([parameter])
+    scheduler, seen = recipe.scheduler(optimizer, per_epoch), []
+    for _ in range(recipe.epochs * per_epoch):
+        seen.append(optimizer.param_groups[0]["lr"])
+        parameter.grad = torch.zeros(1)
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_one_cycle_rises_for_a_fifth_and_falls_to_nothing():
+    seen = rates(Recipe(5, lr=0.3, sched="onecycle"))
+    peak = max(range(50), key=seen.__getitem__)
+    assert peak in (9, 10)
+    assert seen[peak] == pytest.approx(0.3, rel=0.05)
+    assert seen[:peak] == sorted(seen[:peak])
+    assert seen[peak:] == sorted(seen[peak:], reverse=True)
+    assert 0 < seen[-1] < 0.01
+    falls = [a - b for a, b in zip(seen[peak + 1 :], seen[peak + 2 :], strict=False)]
+    assert max(falls) == pytest.approx(min(falls), rel=1e-6)  # linear
+
+
+def test_norms_and_biases_are_not_decayed_where_asked():
+    model = create_model("resnet8", 10)
+    for recipe, kept in ((Recipe(1), False), (Recipe(1, norm_decay=False), True)):
+        twin = create_model("resnet8", 10)
+        twin.load_state_dict(model.state_dict())
+        optimizer = recipe.optimizer(twin.parameters())
+        for p in twin.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        for (name, before), after in zip(model.named_parameters(), twin.parameters(), strict=True):
+            still = torch.equal(before, after) or not before.any()
+            assert still == (not before.any() or (kept and before.ndim == 1)), name
+
+
+def test_smoothing_is_in_the_loss_and_not_in_the_metrics():
+    logits, y = torch.randn(6, 10), torch.randint(10, (6,))
+    smooth = torch.full((6, 10), 0.1 / 10).scatter_(1, y[:, None], 0.9 + 0.1 / 10)
+    want = -(smooth * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(Classification(0.1).loss(logits, y), want)
+    metrics = Classification(0.1).evaluate(torch.nn.Identity(), [(logits, y)])
+    assert metrics.loss == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
+
+
+def test_the_average_is_the_result(tmp_path):
+    """Against an average kept by hand, after an interruption too."""
+    data = create_dataset("digits")
+    train = data.train.loader(128, shuffle=True, augment=True, drop_last=True)
+    recipe = Recipe(2, lr=0.1, ema=0.8)
+
+    def student():
+        torch.manual_seed(0)
+        return create_model("wrn_10_1", 10, 1)
+
+    step = DistillStep(Distiller(student(), image=data.shape, method="none").train(), recipe)
+    scheduler, want = recipe.scheduler(step.optimizer, len(train)), None
+    for epoch in range(2):
+        train.set_epoch(epoch)
+        for x, y in train:
+            step(x, y, 0.0)
+            scheduler.step()
+            now = {k: v.clone() for k, v in step.distiller.student.model.state_dict().items()}
+            old = now if want is None else want
+            want = {k: v.lerp(now[k], 0.2) if v.is_floating_point() else now[k] for k, v in old.items()}
+    options = {"method": "none", "image": data.shape, "checkpoint": tmp_path / "last.pt"}
+    whole = student()
+    distill(whole, None, train, recipe, **options)
+    for name, value in whole.state_dict().items():
+        if value.is_floating_point():  # of a counter of batches there is no average
+            torch.testing.assert_close(value, want[name], msg=name)
+    assert not torch.equal(whole.state_dict()["conv1.weight"], now["conv1.weight"])
+
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(Killed):
+        distill(student(), None, train, recipe, observer=Breaks(), **options)
+    resumed = student()
+    distill(resumed, None, train, recipe, resume=True, **options)
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
