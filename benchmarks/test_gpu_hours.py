@@ -17,7 +17,7 @@ from distpro.distill import DistillStep
 from distpro.features import Features, Teacher
 from distpro.models import create_model
 from distpro.pathways import Pathways, all_pathways
-from distpro.search import SearchStep
+from distpro.search_step import SearchStep
 
 RECIPE = Recipe(epochs=1, lr=0.01)
 KEPT = 0.4  # of the pathways: the paper's processes drop 60 %

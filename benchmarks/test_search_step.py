@@ -15,7 +15,7 @@ from distpro.hypergradient import step_sizes
 from distpro.pathways import Pathways
 from distpro.precision import Precision
 from distpro.process import NORMALISATIONS
-from distpro.search import SearchStep
+from distpro.search_step import SearchStep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import oracle

@@ -27,7 +27,8 @@ class Config:
 
     # --- the pair
     teacher: str | None = None
-    """Network: of the CIFAR zoo (wrn_40_2), of timm (resnet50, timm:vgg13), or your own (package.module:function)."""
+    """Network: of the CIFAR zoo (wrn_40_2), trained (zoo:cifar100/wrn_40_2, see `python -m distpro.zoo`), of timm
+    (resnet50, timm:vgg13), or your own (package.module:function)."""
     teacher_checkpoint: Path | None = None
     """Trained weights (.pth, .pt, .safetensors); without them the teacher is trained first."""
     teacher_pretrained: bool = False
@@ -53,13 +54,14 @@ class Config:
     train_samples: int | None = None
     """Train on so many of the training pictures only, the same share of every class."""
     eval_split: Literal["test", "validation"] = "test"
-    """Measure on the test pictures, or on --val-fraction of the training pictures, which are then not trained on."""
+    """Measure on the test pictures, or on a fifth of the training pictures, which is then not trained on."""
 
     # --- the method
     method: Literal["all", "none", "kd", "reviewkd", "distpro"] = "all"
     """What the student learns from; all: each in turn, and distpro with uniform weights as well."""
     process: str = "search"
-    """For distpro: search, uniform, FILE (a saved process) or final:FILE (its last weights throughout)."""
+    """For distpro: search, uniform, online (learned in the distillation itself, no search before it), FILE (a saved
+    process), zoo:NAME (one of ours) or final:FILE (its last weights throughout)."""
     kd_weight: float | None = None
     """Scale of the feature losses of reviewkd and distpro."""
     reviewkd_weight: float | None = None
@@ -94,8 +96,8 @@ class Config:
     # --- the search
     search_epochs: int | None = None
     """Epochs of the search."""
-    val_fraction: float = 0.2
-    """Share of the training pictures that judge the process; the search does not train on them."""
+    val_fraction: float | None = None
+    """Share of the training pictures that judge the process, and are not trained on meanwhile; 0.2, online 0.1."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
     normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid"] = "biased-softmax"
@@ -106,8 +108,8 @@ class Config:
     """Learning rate of the raw weights (Adam)."""
     alpha_first: bool = False
     """Move the weights first and take the train step again with the new ones (Algorithm 1, literally)."""
-    alpha_every: int = 1
-    """Move the weights at every N-th step only, N times as far."""
+    alpha_every: int | None = None
+    """Move the weights at every N-th step only, N times as far; 1, online 4."""
     literal_xi: bool = False
     """Leave the student's learning rate in the gradient that Adam sees (Eq. 4, literally)."""
 
@@ -231,15 +233,21 @@ def fill(config: Config) -> Config:
     values = {k: v for k, v in DEFAULTS[config.dataset].items() if getattr(config, k) is None}
     filled = replace(config, **values)
     if filled.kd_weight is None:
-        filled = replace(filled, kd_weight=KD_WEIGHTS.get((str(filled.teacher), str(filled.student)), 1.0))
+        pair = str(filled.teacher).rpartition("/")[2], str(filled.student)
+        filled = replace(filled, kd_weight=KD_WEIGHTS.get(pair, 1.0))
     if filled.reviewkd_weight is None:
         filled = replace(filled, reviewkd_weight=filled.kd_weight)
     if config.lr is None and filled.student in SLOW_STUDENTS and DEFAULTS[config.dataset] is PAPER:
         filled = replace(filled, lr=0.02)
+    online = config.process == "online"
+    if filled.val_fraction is None:
+        filled = replace(filled, val_fraction=0.1 if online else 0.2)
+    if filled.alpha_every is None:
+        filled = replace(filled, alpha_every=4 if online else 1)
     for name in ("epochs", "teacher_epochs", "search_epochs", "batch_size", "alpha_every"):
         if getattr(filled, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(filled, name)}")
-    if not 0 < filled.val_fraction < 1:
+    if not 0 < (filled.val_fraction or 0) < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {filled.val_fraction}")
     if filled.resume and filled.output is None:
         raise UserError("--resume needs the --output folder that it is to go on with")

@@ -24,6 +24,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     Equivalent to: UserError("unknown dataset 'cifar10O': did you mean 'cifar100' or 'cifar10'?")
     """
     choices = sorted(choices)
+    if not choices:
+        return UserError(f"unknown {kind} '{name}': there is none yet")
     close = nearest(name, choices)
     if close:
         return UserError(f"unknown {kind} '{name}': did you mean {' or '.join(repr(c) for c in close)}?")

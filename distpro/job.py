@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from distpro import zoo
 from distpro.config import Config
 from distpro.console import Console
 from distpro.data import arranged, create_dataset, holdout
@@ -23,6 +24,7 @@ from distpro.methods import METHODS
 from distpro.models import create_model, load_checkpoint, own_network, save_weights
 from distpro.pathways import all_pathways
 from distpro.process import Process
+from distpro.recipe import Recipe
 from distpro.search import search
 from distpro.tasks import Classification, Metrics
 
@@ -33,6 +35,7 @@ LABELS = {
     "uniform": "uniform process",
     "distpro": "searched process",
 }
+FOUND = ("search", "uniform", "online")  # processes that are no files
 TEST_BATCH = 500
 ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data")  # where a run is, not what
 MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
@@ -56,11 +59,14 @@ class Job:
             device=self.device,
             num_workers=config.workers,
         )
-        self.data = arranged(whole, config.eval_split, config.val_fraction, config.train_samples)
-        self.teacher = self._network(str(config.teacher), "teacher", config.teacher_pretrained)
-        if config.teacher_checkpoint is not None:
-            load_checkpoint(self.teacher, config.teacher_checkpoint)
-        self.teacher_ready = config.teacher_checkpoint is not None or config.teacher_pretrained
+        self.data = arranged(whole, config.eval_split, samples=config.train_samples)
+        name, weights = str(config.teacher), config.teacher_checkpoint
+        if name.startswith(zoo.PREFIX):
+            weights, name = zoo.find("teacher", name), name.rpartition("/")[2]
+        self.teacher = self._network(name, "teacher", config.teacher_pretrained)
+        if weights is not None:
+            load_checkpoint(self.teacher, weights)
+        self.teacher_ready = weights is not None or config.teacher_pretrained
         student = self._network(str(config.student), "student")
         pooled = bool(config.pooled)
         readers = {
@@ -137,13 +143,15 @@ class Job:
     def _given_process(self) -> Process | None:
         """The process of a file, fitted to this pair; None where it is to be searched or uniform."""
         what = self.config.process
-        if self.config.method not in ("all", "distpro") or what in ("search", "uniform"):
+        if self.config.method not in ("all", "distpro") or what in FOUND:
             return None
-        if not what.startswith("final:") and not Path(what).exists() and "." not in what and "/" not in what:
-            close = nearest(what, ("search", "uniform"))
-            hint = f": did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"unknown process '{what}'{hint or ': expected search, uniform, FILE or final:FILE'}")
-        process = Process.load(what.removeprefix("final:")).fit(self.pathways)
+        if ":" not in what and not Path(what).exists() and "." not in what and "/" not in what:
+            close = nearest(what, FOUND)
+            hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(FOUND)}, FILE, or zoo:NAME"
+            raise UserError(f"unknown process '{what}'{hint}")
+        name = what.removeprefix("final:")
+        path = zoo.find("process", name) if name.startswith(zoo.PREFIX) else Path(name)
+        process = Process.load(path).fit(self.pathways)
         return process.final() if what.startswith("final:") else process
 
     def open_folder(self) -> None:
@@ -196,14 +204,21 @@ class Job:
         config, path = self.config, self.folder / "process.safetensors"
         if config.resume and path.is_file():
             return Process.load(path).fit(self.pathways)
-        train, validation = holdout(self.data.train, config.val_fraction, config.seed)
-        batch = self._batch()
-        process = search(
-            self._network(str(config.student), "student"),
+        process = self._search(self._network(str(config.student), "student"), config.search_recipe(), "search.pt")
+        process.save(path)
+        self.console.say(f"searched: {process}; saved as {path}")
+        return process
+
+    def _search(self, student: nn.Module, recipe: Recipe, checkpoint: str, **options: Any) -> Process:
+        """Train `student` while its process is learned on pictures held out from the training set."""
+        config, batch = self.config, self._batch()
+        train, validation = holdout(self.data.train, config.val_fraction or 0.2, config.seed)
+        return search(
+            student,
             self.teacher,
             train.loader(batch, shuffle=True, augment=True, seed=config.seed, drop_last=True),
             validation.loader(batch, shuffle=True, augment=False, seed=config.seed + 1),
-            config.search_recipe(),
+            recipe,
             image=self.data.shape,
             student_layers=config.student_layers,
             teacher_layers=config.teacher_layers,
@@ -219,24 +234,31 @@ class Job:
             hypergradient=config.hypergradient,
             alpha_lr=config.alpha_lr,
             alpha_first=config.alpha_first,
-            alpha_every=config.alpha_every,
+            alpha_every=config.alpha_every or 1,
             literal_xi=config.literal_xi,
             facts={
                 "teacher": config.teacher,
                 "student": config.student,
                 "dataset": self.data.name,
-                "epochs": config.search_epochs,
+                "epochs": recipe.epochs,
                 "hypergradient": config.hypergradient,
                 "seed": config.seed,
                 "date": f"{datetime.now():%Y-%m-%d}",
             },
-            checkpoint=self.folder / "search.pt",
+            checkpoint=self.folder / checkpoint,
             resume=config.resume,
             observer=self.console,
+            **options,
         )
-        process.save(path)
-        self.console.say(f"searched: {process}; saved as {path}")
-        return process
+
+    def _online(self, student: nn.Module) -> tuple[list[dict[str, float]], Process]:
+        """Distil with a process that is learned on the way: one training, no search before it."""
+        history: list[dict[str, float]] = []
+        self.console.say("the process is learned online: a part of the training pictures judges it")
+        options: dict[str, Any] = {"test": self.test, "history": history, "name": "online"}
+        process = self._search(student, self.config.recipe(), "last.pt", **options)
+        process.save(self.folder / "process.safetensors")
+        return history, process
 
     def _fit(
         self, student: nn.Module, method: str, name: str, epochs: int | None = None, process: Process | None = None
@@ -264,7 +286,10 @@ class Job:
     def run_method(self, method: str, process: Process | None = None) -> dict[str, Any]:
         """Train one student; `method` is a method's name, or "uniform" for distpro with uniform weights."""
         student = self._network(str(self.config.student), "student")
-        history = self._fit(student, _kind(method), method, process=process)
+        if method == "distpro" and self.config.process == "online":
+            history, process = self._online(student)
+        else:
+            history = self._fit(student, _kind(method), method, process=process)
         folder = self.folder / method if self.config.method == "all" else self.folder
         save_weights(student, folder / "student.safetensors")
         label = LABELS[method]
@@ -276,7 +301,8 @@ class Job:
             "top1": history[-1]["test_top1"],
             "top5": history[-1]["test_top5"],
             "seconds": sum(row["seconds"] for row in history),
-            "search_seconds": process.facts.get("seconds", 0.0) if process and self.given is None else 0.0,
+            "search_seconds": process.facts["seconds"] if process and self.config.process == "search" else 0.0,
+            "process": process if method == "distpro" else None,
             "history": history,
         }
 

@@ -2,243 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.profiler import record_function
+from torch import nn
 
-from distpro.errors import UserError, run_command, unknown
-from distpro.features import Features, Output, Teacher, same_classes
-from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
+from distpro.errors import run_command
+from distpro.features import Features, Teacher, same_classes
 from distpro.loop import Observer, fit
 from distpro.pathways import Pathways, all_pathways
 from distpro.precision import PLAIN, Precision
-from distpro.process import NORMALISATIONS, TAU, Process
+from distpro.process import TAU, Process
 from distpro.recipe import Recipe
+from distpro.search_step import SearchStep
 from distpro.tasks import Classification
-
-HYPERGRADIENTS = ("exact", "finite-difference")
-ALPHA_BETAS = (0.5, 0.9)  # of Adam on z; a second moment that remembers 1000 steps (0.999) would hold z fast
-
-
-class TrainPass(NamedTuple):
-    """What a train pass leaves for the hypergradient."""
-
-    losses: dict[str, Tensor]
-    at_sources: tuple[Tensor, ...]  # the train loss's gradient at each pathway's own alias of the student's map
-    factors: Tensor  # w * a_p `[P]`, which these gradients carry
-    taught: Output  # what the teacher says of the batch
-
-
-class SearchStep:
-    """One step of the student on a train batch, and one of the raw weights z down the validation loss.
-
-    Per step (DESIGN: Eq. 2, 4, 5): the train backward gives the gradient of the student and, at an alias of the
-    student's map for each pathway, that pathway's own; the optimizer's real step gives theta', which stays; the
-    student alone is differentiated on the validation batch at theta'; the hypergradient is read at theta; Adam
-    moves z. Passes other than the train pass leave every buffer alone.
-
-    student, teacher, pathways: on one device; `optimizer`: plain SGD over the student's and pathways' parameters.
-    validation: an iterable of `(x, y)`, gone through again and again.
-    kd_weight: the scale of the feature losses is w = P * kd_weight.
-    alpha_first: z moves first and the train step is taken again with the new weights (Algorithm 1 read literally).
-    alpha_every: z moves at every N-th step only, N times as far.
-    literal_xi: leave the student's step size xi in what Adam sees. Eq. 4 has it there, but Adam's second moment
-        remembers the large early gradients, so z freezes once the learning rate has dropped; without it z moves
-        alike at every learning rate.
-    radius: of the finite difference: epsilon = radius / norm of its direction.
-    precision: of all passes, but for the finite difference, which is float32 always: a difference of two nearly
-        equal losses would keep few digits of a shorter type.
-    label_smoothing: of the train loss; the validation loss has none.
-    z_record: z as used at each step, `[steps, P]`.
-    """
-
-    def __init__(
-        self,
-        student: Features,
-        teacher: Teacher,
-        pathways: Pathways,
-        optimizer: torch.optim.Optimizer,
-        validation: Any,
-        *,
-        steps: int,
-        kd_weight: float = 1.0,
-        normalisation: str = "biased-softmax",
-        hypergradient: str = "exact",
-        alpha_lr: float = 0.05,
-        alpha_first: bool = False,
-        alpha_every: int = 1,
-        literal_xi: bool = False,
-        radius: float = RADIUS,
-        precision: Precision = PLAIN,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        if hypergradient not in HYPERGRADIENTS:
-            raise unknown("hypergradient", hypergradient, HYPERGRADIENTS)
-        if normalisation not in NORMALISATIONS:
-            raise unknown("normalisation", normalisation, NORMALISATIONS)
-        if alpha_every < 1:
-            raise UserError(f"--alpha-every must be 1 or more, got {alpha_every}")
-        self.student, self.teacher, self.pathways = student, teacher, pathways
-        self.optimizer, self.validation, self.precision = optimizer, validation, precision
-        for module in (student, pathways):
-            precision.lay_out(module)
-        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
-        self.validated = 0
-        self.stateless = Stateless(student)
-        self.stateless_pathways = Stateless(pathways)
-        self.theta = self.stateless.parameters
-        self.phi = self.stateless_pathways.parameters
-        self.normalise = NORMALISATIONS[normalisation]
-        self.scale = len(pathways) * kd_weight
-        self.hypergradient, self.radius = hypergradient, radius
-        self.alpha_first, self.alpha_every, self.literal_xi = alpha_first, alpha_every, literal_xi
-        self.task, self.judge = Classification(label_smoothing), Classification()
-        device = self.theta[0].device
-        self.z = torch.ones(len(pathways), device=device, dtype=self.theta[0].dtype)
-        self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=ALPHA_BETAS)
-        self.z_record = torch.zeros(steps, len(pathways), device=device)
-        self.taken = 0
-        step_sizes(optimizer, self.theta)  # refuses an optimizer that cannot be differentiated before work is done
-
-    def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
-        x = self.precision.layout(x)
-        z_used = self.z.clone()
-        if self.taken % self.alpha_every:
-            losses = self._train_step(x, y).losses
-        else:
-            kept = self._snapshot() if self.alpha_first else None
-            losses = self._both_steps(x, y)
-            if kept is not None:
-                self._put_back(kept)
-                losses |= self._train_step(x, y).losses
-                z_used = self.z
-        self.z_record[self.taken] = z_used
-        self.taken += 1
-        return losses
-
-    def _train_step(self, x: Tensor, y: Tensor) -> TrainPass:
-        """Move theta and phi down the gradient of Eq. 2 with the weights of now."""
-        factors = self.scale * self.normalise(self.z)
-        with self.precision.autocast(x.device):
-            with record_function("teacher"):
-                taught = self.teacher(x)
-            with record_function("student"):
-                output = self.student(x)
-            with record_function("losses"):
-                sources = self.pathways.sources(output)
-                feature_loss, _ = self.pathways(sources, taught, y, factors)
-                task = self.task.loss(output.logits, y)
-                loss = task + feature_loss
-        parameters = [*self.theta, *self.phi]
-        with record_function("backward"):
-            gradients = torch.autograd.grad(loss, [*parameters, *sources], allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=False):
-            parameter.grad = gradient
-        with record_function("optimizer"):
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)  # nothing stale for the validation gradient to meet
-        losses = {"loss": loss.detach(), "task": task.detach()}
-        return TrainPass(losses, gradients[len(parameters) :], factors, taught)
-
-    def _both_steps(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        theta = [p.detach().clone() for p in self.theta]
-        phi = [p.detach().clone() for p in self.phi] if self.hypergradient == "finite-difference" else []
-        xi = step_sizes(self.optimizer, self.theta)
-        most = max(xi) or 1.0
-        random = torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
-        train = self._train_step(x, y)
-
-        if self._batches is None:
-            self._batches = endless(self.validation, self.validated)
-        x_val, y_val = next(self._batches)
-        self.validated += 1
-        with record_function("validation"):
-            with self.precision.autocast(x.device):
-                output = self.stateless(self.theta, self.precision.layout(x_val))
-                val_loss = self.judge.loss(output.logits, y_val)
-            v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
-        direction = [
-            torch.zeros_like(p) if g is None else g if k == most else g * (k / most)
-            for g, p, k in zip(v, theta, xi, strict=True)
-        ]
-
-        devices = [x.device] if x.is_cuda else []
-        with record_function("hypergradient"), torch.random.fork_rng(devices):  # the same dropout as the train pass
-            torch.set_rng_state(random[0])
-            if random[1] is not None:
-                torch.cuda.set_rng_state(random[1], x.device)
-            if self.hypergradient == "exact":
-                stages = [p.student for p in self.pathways.pathways]
-                h = exact(
-                    self.stateless, theta, direction, x, train.at_sources, train.factors, stages, self.precision.amp
-                )
-            else:
-                maps = [t.float() if t.element_size() < 4 else t for t in train.taught.maps]
-                taught = Output(train.taught.logits, maps)
-                h = finite_difference(
-                    self.stateless, self.stateless_pathways, theta, phi, direction, x, taught, y, self.radius
-                )
-        gradient = through_normalisation(h, self.z, self.normalise, self.scale)
-        self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
-        self.adam.step()
-        return train.losses | {"val": val_loss.detach()}
-
-    def _snapshot(self) -> list[tuple[Tensor, Tensor]]:
-        """Every tensor that a train step moves, with a copy: parameters, buffers, momentum."""
-        moving = [*self.theta, *self.phi, *self.student.buffers(), *self.pathways.buffers()]
-        state = self.optimizer.state
-        moving += [b for p in (*self.theta, *self.phi) if (b := state[p].get("momentum_buffer")) is not None]
-        return [(tensor, tensor.detach().clone()) for tensor in moving]
-
-    def _put_back(self, kept: list[tuple[Tensor, Tensor]]) -> None:
-        with torch.no_grad():
-            for tensor, value in kept:
-                tensor.copy_(value)
-        known = {id(tensor) for tensor, _ in kept}
-        for state in self.optimizer.state.values():
-            if state.get("momentum_buffer") is not None and id(state["momentum_buffer"]) not in known:
-                state["momentum_buffer"] = None  # made by the step that is taken back
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "student": self.student.state_dict(),
-            "pathways": self.pathways.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "z": self.z,
-            "adam": self.adam.state_dict(),
-            "z_record": self.z_record,
-            "taken": self.taken,
-            "validated": self.validated,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        self.pathways.load_state_dict(state["pathways"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.adam.load_state_dict(state["adam"])
-        with torch.no_grad():
-            self.z.copy_(state["z"])
-            self.z_record.copy_(state["z_record"])
-        self.taken, self.validated = state["taken"], state["validated"]
-        self._batches = None
-
-
-def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end, epoch after epoch, from batch `start` on."""
-    epoch, step = divmod(start, len(loader))
-    while True:
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch, step)
-            yield from loader
-        else:
-            yield from itertools.islice(loader, step, None)
-        epoch, step = epoch + 1, 0
 
 
 def search(
@@ -261,15 +40,23 @@ def search(
     normalisation: str = "biased-softmax",
     tau: float | None = TAU,
     facts: dict[str, Any] | None = None,
+    test: Any = None,
+    history: list[dict[str, float]] | None = None,
+    name: str = "search",
     checkpoint: Path | None = None,
     resume: bool = False,
     observer: Observer | None = None,
     **options: Any,
 ) -> Process:
-    """Search a process for this pair; the student is trained on the way (and is usually thrown away).
+    """Search a process for this pair; the student is trained on the way.
+
+    The student is usually thrown away; with few pictures in `validation` it can be the result itself, its process
+    learned online (`--process online`).
 
     train, validation: iterables of `(x [N, C, H, W], y [N])` with a length, of disjoint pictures (the paper: 80 %
         and 20 % of the training set).
+    test: where given, the student's accuracy on it is measured after every epoch, and chooses nothing.
+    history: is filled with one row an epoch (losses, lr, seconds, test accuracy).
     options: of `SearchStep` (hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi).
     """
     image = tuple(image or next(iter(train))[0].shape[1:])
@@ -294,17 +81,25 @@ def search(
         label_smoothing=recipe.label_smoothing,
         **options,
     )
-    history = fit(
+
+    def evaluate() -> dict[str, float]:
+        metrics = Classification().evaluate(reader, test)
+        return {f"test_{k}": v for k, v in metrics._asdict().items()}
+
+    rows = fit(
         step,
         train,
         recipe.scheduler(optimizer, len(train)),
         recipe.epochs,
-        name="search",
+        name=name,
+        evaluate=evaluate if test is not None else None,
         checkpoint=checkpoint,
         resume=resume,
         observer=observer,
     )
-    facts = {**(facts or {}), "steps": step.taken, "seconds": round(sum(row["seconds"] for row in history), 2)}
+    if history is not None:
+        history += rows
+    facts = {**(facts or {}), "steps": step.taken, "seconds": round(sum(row["seconds"] for row in rows), 2)}
     return Process(step.z_record, paths, normalisation, tau, facts)
 
 

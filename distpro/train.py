@@ -34,7 +34,9 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         process = job.search()
     rows: list[dict[str, Any]] = []
     for method in job.methods:
-        rows.append(job.run_method(method, process if method == "distpro" else None))
+        row = job.run_method(method, process if method == "distpro" else None)
+        process = row.pop("process") or process  # online, it is known only now
+        rows.append(row)
         job.write_summary(rows)
 
     title = f"{config.student} on {job.data.name}, {config.epochs} epochs, seed {config.seed}"

@@ -13,7 +13,7 @@ from distpro.hypergradient import RADIUS, Stateless, step_sizes
 from distpro.models import create_model
 from distpro.pathways import Pathways, all_pathways
 from distpro.process import NORMALISATIONS
-from distpro.search import SearchStep
+from distpro.search_step import SearchStep
 
 
 class Strided(torch.nn.Sequential):

@@ -9,7 +9,7 @@ from distpro import Recipe
 from distpro.features import Features, Teacher
 from distpro.models import create_model
 from distpro.pathways import Pathways, all_pathways
-from distpro.search import SearchStep
+from distpro.search_step import SearchStep
 
 IMAGE = (3, 8, 8)
 

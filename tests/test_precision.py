@@ -10,7 +10,7 @@ from distpro.features import Features, Teacher
 from distpro.models import create_model
 from distpro.pathways import Pathways, all_pathways
 from distpro.precision import Precision
-from distpro.search import SearchStep
+from distpro.search_step import SearchStep
 
 IMAGE = (1, 8, 8)
 BF16 = Precision(torch.bfloat16, channels_last=True)

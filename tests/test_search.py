@@ -12,7 +12,7 @@ from distpro.features import Features, Teacher
 from distpro.loop import fit
 from distpro.models import create_model
 from distpro.pathways import Pathways, all_pathways
-from distpro.search import SearchStep
+from distpro.search_step import SearchStep
 from distpro.tasks import Classification
 
 IMAGE = (1, 8, 8)

@@ -243,3 +243,23 @@ def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):
     arguments = [*SHORT, "--method", "kd", "--teacher-checkpoint", str(untrained), "--output", str(tmp_path / "out")]
     distpro.train.train(distpro.config.parse(arguments))
     assert "is near chance (10.00 %)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_online_learns_the_process_in_the_distillation(tmp_path):
+    words = [*SHORT, "--transforms", "A", "--method", "distpro", "--process", "online", "--epochs", "2"]
+    done = run(*words, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["search_seconds"] == 0
+    assert result["train_seconds"]["distpro"] > 0
+    process = Process.load(tmp_path / "out/process.safetensors")
+    steps = 2 * int(0.9 * 1438 // 64)  # a tenth of the pictures judges
+    assert process.z.shape == (steps, 16)
+    moved = (process.z.diff(dim=0) != 0).any(1)
+    assert moved[0::4].all()  # every 4th step by default
+    assert not any(moved[k::4].any() for k in (1, 2, 3))
+    student = load_file(tmp_path / "out/student.safetensors")
+    model = create_model("wrn_10_1", 10, 1)
+    model.load_state_dict(student)
+    assert result["top1"]["distpro"] > 20  # the student that is kept is the one that was trained
+    assert "online" in (tmp_path / "out/report.html").read_text()

@@ -1,0 +1,36 @@
+"""What comes with distpro ready to use: searched processes and trained teachers, each with where it is from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from distpro.errors import unknown
+
+PREFIX = "zoo:"
+ROOT = Path(__file__).parent
+KINDS = {"process": ROOT / "processes", "teacher": ROOT / "teachers"}
+
+
+def names(kind: str) -> list[str]:
+    """What there is of a kind, "process" or "teacher": names such as "cifar100/wrn_40_2"."""
+    root = KINDS[kind]
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.safetensors"))
+
+
+def find(kind: str, name: str) -> Path:
+    """The file of `zoo:NAME` or NAME; a `UserError` names the nearest there is."""
+    name = name.removeprefix(PREFIX)
+    if name not in names(kind):
+        raise unknown(f"{kind} of the zoo", name, names(kind))
+    return KINDS[kind] / f"{name}.safetensors"
+
+
+def facts(kind: str, name: str) -> dict[str, Any]:
+    """What the file says of itself: pair, data, date, command, accuracies."""
+    with safe_open(find(kind, name), framework="pt") as file:
+        metadata = file.metadata() or {}
+    return json.loads(metadata["process"])["facts"] if kind == "process" else json.loads(metadata.get("facts", "{}"))
