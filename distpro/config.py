@@ -82,6 +82,8 @@ class Config:
     """Between two maps."""
 
     # --- the training
+    recipe: Literal["paper", "fast"] = "paper"
+    """What the flags below are by default: the usual recipe of the data set, or one for few epochs."""
     epochs: int | None = None
     """Of the student."""
     batch_size: int | None = None
@@ -90,8 +92,15 @@ class Config:
     momentum: float = 0.9
     weight_decay: float | None = None
     nesterov: bool = True
-    sched: Literal["cosine", "step"] | None = None
-    """cosine to 0, or a tenth after 5/8, 6/8 and 7/8 of the epochs (after 1/4, 2/4, 3/4 in the search)."""
+    norm_decay: bool | None = None
+    """Whether weight decay holds for biases and normalisations too."""
+    label_smoothing: float | None = None
+    """Of the cross-entropy."""
+    ema: float | None = None
+    """Keep a moving average of the student with this decay, and let it be the result."""
+    sched: Literal["cosine", "step", "onecycle"] | None = None
+    """cosine to 0; onecycle: up for a fifth of the steps, then down to 0; step: a tenth after 5/8, 6/8 and
+    7/8 of the epochs (after 1/4, 2/4, 3/4 in the search)."""
 
     # --- the search
     search_epochs: int | None = None
@@ -134,11 +143,21 @@ class Config:
     config: Path | None = None
     """YAML file whose keys are flags; flags on the command line win."""
 
-    def recipe(self, epochs: int | None = None) -> Recipe:
+    def student_recipe(self, epochs: int | None = None) -> Recipe:
         """How the student is trained."""
         if self.epochs is None or self.lr is None or self.weight_decay is None or self.sched is None:
-            return fill(self).recipe(epochs)
-        return Recipe(epochs or self.epochs, self.lr, self.momentum, self.weight_decay, self.nesterov, self.sched)
+            return fill(self).student_recipe(epochs)
+        return Recipe(
+            epochs or self.epochs,
+            self.lr,
+            self.momentum,
+            self.weight_decay,
+            self.nesterov,
+            self.sched,
+            norm_decay=self.norm_decay is not False,
+            label_smoothing=self.label_smoothing or 0.0,
+            ema=self.ema,
+        )
 
     def precision(self) -> Precision:
         return Precision(
@@ -149,7 +168,7 @@ class Config:
 
     def search_recipe(self) -> Recipe:
         """The same over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if it is by steps."""
-        return replace(self.recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75))
+        return replace(self.student_recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75))
 
     def plain(self) -> dict[str, Any]:
         """Every value as YAML and JSON have it."""
@@ -209,6 +228,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# A recipe for few epochs, over the data set's own.
+FAST: dict[str, Any] = {"sched": "onecycle", "norm_decay": False, "label_smoothing": 0.1}
+
 # kd_weight by teacher and student, as ReviewKD publishes it and DistPro takes it over.
 KD_WEIGHTS = {
     ("wrn_40_2", "wrn_16_2"): 5.0,
@@ -230,7 +252,8 @@ def fill(config: Config) -> Config:
         raise unknown("dataset", config.dataset, DEFAULTS)
     if config.reviewkd_weight is None:
         config = replace(config, reviewkd_weight=config.kd_weight)
-    values = {k: v for k, v in DEFAULTS[config.dataset].items() if getattr(config, k) is None}
+    usual = DEFAULTS[config.dataset] | (FAST if config.recipe == "fast" else {})
+    values = {k: v for k, v in usual.items() if getattr(config, k) is None}
     filled = replace(config, **values)
     if filled.kd_weight is None:
         pair = str(filled.teacher).rpartition("/")[2], str(filled.student)

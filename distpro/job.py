@@ -256,7 +256,7 @@ class Job:
         history: list[dict[str, float]] = []
         self.console.say("the process is learned online: a part of the training pictures judges it")
         options: dict[str, Any] = {"test": self.test, "history": history, "name": "online"}
-        process = self._search(student, self.config.recipe(), "last.pt", **options)
+        process = self._search(student, self.config.student_recipe(), "last.pt", **options)
         process.save(self.folder / "process.safetensors")
         return history, process
 
@@ -269,7 +269,7 @@ class Job:
             student,
             self.teacher if METHODS[method].needs_teacher else None,
             self.loader,
-            config.recipe(epochs),
+            config.student_recipe(epochs),
             method=method,
             test=self.test,
             image=self.data.shape,

@@ -8,7 +8,7 @@ A configuration is YAML:
       big: {student: wrn_40_2, method: none}
     searches:                                         # then these, once a seed: `process: "@short"` or `"final:@short"`
       short: {search_epochs: 4}
-    axes:                                             # every combination is a run
+    axes:                                             # every combination is a run; "@{pair}" names the label of an axis
       method:                                         # a label, and the flags it stands for
         alone: {method: none}
         uniform: {method: distpro, process: uniform}
@@ -106,9 +106,10 @@ class Sweep:
             if label not in axes.get("method", {}):
                 raise unknown("method to compare", label, axes.get("method", {}))
         base = told.get("flags") or {}
+        plain = {key: value for key, value in base.items() if key not in ("teacher", "teacher_checkpoint", "process")}
         first = {
-            kind: {str(name): {**base, **(flags or {})} for name, flags in (told.get(kind) or {}).items()}
-            for kind in ("teachers", "searches")
+            kind: {str(name): {**shared, **(flags or {})} for name, flags in (told.get(kind) or {}).items()}
+            for kind, shared in (("teachers", plain), ("searches", base))
         }
         for seed in told.get("seeds", [0]):
             for labels in itertools.product(*axes.values()):
@@ -116,6 +117,7 @@ class Sweep:
                 flags = {**base, "seed": seed}
                 for name, label in place.items():
                     flags |= axes[name][label]
+                flags = {key: _placed(value, place) for key, value in flags.items()}
                 folder = output.joinpath(*map(_slug, labels), f"seed-{seed}")
                 sweep._add("distpro.train", {**place, "seed": seed}, flags, folder, first)
         return sweep
@@ -187,6 +189,13 @@ def _labelled(axis: str, values: Any) -> dict[Any, Flags]:
     if isinstance(values, list) and values:
         return {value: {axis: value} for value in values}
     raise UserError(f"axis '{axis}' must be a list of values of that flag, or labels that each hold flags")
+
+
+def _placed(value: Any, place: Mapping[str, Any]) -> Any:
+    """A flag's text with the labels of its run in it: "@{pair}" is "@wrn_40_2-wrn_16_2"."""
+    for axis, label in place.items() if isinstance(value, str) else ():
+        value = value.replace("{" + axis + "}", str(label))
+    return value
 
 
 def _slug(label: Any) -> str:

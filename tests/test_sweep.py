@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,10 +16,11 @@ from distpro.process import Process
 from distpro.report import sweep_figure, sweep_table, write_csv
 from distpro.sweep import Sweep
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = {
     "title": "small",
     "flags": {"teacher": "resnet8", "teacher_checkpoint": "@big", "student": "wrn_10_1", "epochs": 1, "batch_size": 64},
-    "teachers": {"big": {"student": "resnet8", "method": "none", "teacher_checkpoint": None, "epochs": 2}},
+    "teachers": {"big": {"student": "resnet8", "method": "none", "epochs": 2}},
     "searches": {"short": {"search_epochs": 1, "transforms": "A"}},
     "axes": {
         "method": {
@@ -154,3 +156,13 @@ def test_a_csv_of_something_else(tmp_path):
         sweep_table(tmp_path / "b.csv", ("method",))
     with pytest.raises(UserError, match="lack the axis 'temperature'"):
         sweep_table(ROWS, ("temperature",))
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_ready_configuration_is_valid(config, tmp_path):
+    sweep = Sweep.read(config, tmp_path)
+    sweep.check()
+    assert len({run.folder for run in sweep.runs}) == len(sweep.runs)
+    for run in sweep.runs:
+        assert all(need in {other.folder for other in sweep.runs} for need in run.needs)
+        assert "@" not in str(run.flags)
