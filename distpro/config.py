@@ -13,7 +13,7 @@ import yaml
 
 from distpro.errors import UserError, unknown
 from distpro.precision import DTYPES, Precision
-from distpro.process import TAU
+from distpro.process import TAU, WARM_UP
 from distpro.recipe import Recipe
 
 
@@ -64,6 +64,8 @@ class Config:
     process), zoo:NAME (one of ours) or final:FILE (its last weights throughout)."""
     kd_weight: float | None = None
     """Scale of the feature losses of reviewkd and distpro."""
+    warm_up: float = WARM_UP
+    """Share of the training over which feature losses grow to their full weight; 0 for none, as the paper has it."""
     reviewkd_weight: float | None = None
     """The same for reviewkd alone, where each method is to have its own best."""
     distill_loss_weight: float = 0.9
@@ -272,6 +274,8 @@ def fill(config: Config) -> Config:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(filled, name)}")
     if not 0 < (filled.val_fraction or 0) < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {filled.val_fraction}")
+    if not 0 <= filled.warm_up <= 1:
+        raise UserError(f"--warm-up must lie between 0 and 1, got {filled.warm_up}")
     if filled.resume and filled.output is None:
         raise UserError("--resume needs the --output folder that it is to go on with")
     if filled.teacher_checkpoint and filled.teacher_pretrained:

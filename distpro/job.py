@@ -229,6 +229,7 @@ class Job:
             logit_pathways=config.logit_pathways,
             precision=config.precision(),
             kd_weight=config.kd_weight or 1.0,
+            warm_up=config.warm_up,
             normalisation=config.normalisation,
             tau=config.tau,
             hypergradient=config.hypergradient,

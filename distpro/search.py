@@ -14,7 +14,7 @@ from distpro.features import Features, Teacher, same_classes
 from distpro.loop import Observer, fit
 from distpro.pathways import Pathways, all_pathways
 from distpro.precision import PLAIN, Precision
-from distpro.process import TAU, Process
+from distpro.process import TAU, WARM_UP, Process
 from distpro.recipe import Recipe
 from distpro.search_step import SearchStep
 from distpro.tasks import Classification
@@ -37,6 +37,7 @@ def search(
     logit_pathways: Sequence[str] = (),
     precision: Precision = PLAIN,
     kd_weight: float = 1.0,
+    warm_up: float = WARM_UP,
     normalisation: str = "biased-softmax",
     tau: float | None = TAU,
     facts: dict[str, Any] | None = None,
@@ -76,6 +77,7 @@ def search(
         validation,
         steps=recipe.epochs * len(train),
         kd_weight=kd_weight,
+        warm_up=warm_up,
         normalisation=normalisation,
         precision=precision,
         label_smoothing=recipe.label_smoothing,

@@ -15,7 +15,7 @@ from distpro.features import Features, Output, Teacher
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
 from distpro.pathways import Pathways
 from distpro.precision import PLAIN, Precision
-from distpro.process import NORMALISATIONS
+from distpro.process import NORMALISATIONS, warmed
 from distpro.tasks import Classification
 
 HYPERGRADIENTS = ("exact", "finite-difference")
@@ -41,7 +41,7 @@ class SearchStep:
 
     student, teacher, pathways: on one device; `optimizer`: plain SGD over the student's and pathways' parameters.
     validation: an iterable of `(x, y)`, gone through again and again.
-    kd_weight: the scale of the feature losses is w = P * kd_weight.
+    kd_weight: the scale of the feature losses is w = P * kd_weight, after a warm-up.
     alpha_first: z moves first and the train step is taken again with the new weights (Algorithm 1 read literally).
     alpha_every: z moves at every N-th step only, N times as far.
     literal_xi: leave the student's step size xi in what Adam sees. Eq. 4 has it there, but Adam's second moment
@@ -64,6 +64,7 @@ class SearchStep:
         *,
         steps: int,
         kd_weight: float = 1.0,
+        warm_up: float = 0.0,
         normalisation: str = "biased-softmax",
         hypergradient: str = "exact",
         alpha_lr: float = 0.05,
@@ -91,7 +92,8 @@ class SearchStep:
         self.theta = self.stateless.parameters
         self.phi = self.stateless_pathways.parameters
         self.normalise = NORMALISATIONS[normalisation]
-        self.scale = len(pathways) * kd_weight
+        self.full_scale, self.warm_up = len(pathways) * kd_weight, warm_up
+        self.scale = self.full_scale
         self.hypergradient, self.radius = hypergradient, radius
         self.alpha_first, self.alpha_every, self.literal_xi = alpha_first, alpha_every, literal_xi
         self.task, self.judge = Classification(label_smoothing), Classification()
@@ -104,6 +106,7 @@ class SearchStep:
 
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
         x = self.precision.layout(x)
+        self.scale = self.full_scale * warmed(progress, self.warm_up)
         z_used = self.z.clone()
         if self.taken % self.alpha_every:
             losses = self._train_step(x, y).losses

@@ -62,10 +62,10 @@ def test_logits_are_pathways_of_the_process():
     made = distiller()
     x, y = torch.randn(4, 1, 8, 8), torch.tensor([1, 2, 3, 4])
     torch.manual_seed(1)
-    got = made(x, y, 0.0)
+    got = made(x, y, 1.0)
     features = distiller(logit_pathways=())
     torch.manual_seed(1)
-    without = features(x, y, 0.0)
+    without = features(x, y, 1.0)
     logits, teacher = distiller().student(x).logits, made.teacher(x).logits
     terms = sum(LOGIT_LOSSES[kind](logits, teacher, y) for kind in ("KD", "DKD"))
     torch.testing.assert_close(got["pathways"], without["pathways"] + 0.5 * terms)

@@ -107,10 +107,21 @@ def test_dropped_pathways_cost_nothing():
     torch.testing.assert_close(losses["loss"], losses["task"])
 
 
+@pytest.mark.parametrize("method", ["reviewkd", "distpro"])
+def test_feature_losses_grow_from_nothing_to_their_full_weight(method):
+    name = {"reviewkd": "reviewkd", "distpro": "pathways"}[method]
+    plain, x, y = pair(method=method, warm_up=0.0)
+    full = plain.eval()(x, y, 0.0)[name]
+    warm, x, y = pair(method=method)  # 20 of 240 epochs by default
+    warm.eval()
+    for progress, share in ((0.0, 0.0), (10 / 240, 0.5), (20 / 240, 1.0), (0.7, 1.0)):
+        torch.testing.assert_close(warm(x, y, progress)[name], share * full)
+
+
 def test_progress_is_counted_in_train_mode():
     paths = all_pathways(3, 3, "A")
     process = Process(torch.stack([torch.full((9,), 4.0), torch.full((9,), -4.0)]), paths, tau=None)
-    distiller, x, y = pair(process=process, transforms="A", steps=5)
+    distiller, x, y = pair(process=process, transforms="A", steps=5, warm_up=0.0)
     got = []
     for _ in range(5):
         got.append(distiller(x, y)["pathways"].item())

@@ -9,18 +9,18 @@ from torch import Tensor
 from distpro.features import Features, Output, Teacher, same_classes
 from distpro.methods.base import Method, Moment
 from distpro.pathways import Pathways, all_pathways
-from distpro.process import Process
+from distpro.process import WARM_UP, Process, warmed
 
 
 class DistPro(Method):
-    """CE + w * sum_p a_p(t) * l_p (Eq. 2), with w = P * kd_weight and a(t) the process at this moment.
+    """CE + w(t) * sum_p a_p(t) * l_p (Eq. 2), with w = P * kd_weight after a warm-up and a(t) the process of now.
 
     A pathway whose weight is 0 at a moment costs nothing there: neither its transform nor its loss is run, no stage
     of the teacher past the last that counts, and where all are dropped the teacher is not run at all. Its block then
     has no gradient, so that the optimizer leaves it, and its momentum, as they are until it returns.
     """
 
-    options = ("kd_weight", "process", "transforms", "pathways", "distance", "pooled", "logit_pathways")
+    options = ("kd_weight", "process", "transforms", "pathways", "distance", "pooled", "logit_pathways", "warm_up")
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class DistPro(Method):
         distance: str = "hcl",
         pooled: bool = False,
         logit_pathways: Sequence[str] = (),
+        warm_up: float = WARM_UP,
     ) -> None:
         super().__init__(student, teacher)
         if logit_pathways:
@@ -40,7 +41,7 @@ class DistPro(Method):
         paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms, pathways, logit_pathways)
         self.paths = Pathways(paths, student.shapes, teacher.shapes, distance)
         self.process = Process.uniform(paths) if process is None else process.fit(paths)
-        self.scale = len(paths) * kd_weight
+        self.scale, self.warm_up = len(paths) * kd_weight, warm_up
 
     def moment(self, progress: float) -> Moment:
         weights = self.process.at(progress)  # on the CPU: which pathways are dropped is known without a sync
@@ -59,4 +60,4 @@ class DistPro(Method):
         starts = [student.logits, *student.maps]
         sources = [starts[p.student] for p in self.paths.pathways]
         loss, _ = self.paths(sources, teacher, target, weights.to(device, non_blocking=True), moment.active)
-        return {"pathways": self.scale * loss}
+        return {"pathways": self.scale * warmed(moment.progress, self.warm_up) * loss}

@@ -9,9 +9,8 @@ from distpro.errors import UserError
 from distpro.features import Features, Output, Teacher
 from distpro.methods.base import Method, Moment
 from distpro.ops import pathway_loss
+from distpro.process import WARM_UP, warmed
 from distpro.transforms import Resize, Shape
-
-WARM_UP = 20 / 240  # of the training: the authors' 20 of 240 epochs, kept relative so that short runs reach it
 
 
 class Fusion(nn.Module):
@@ -46,16 +45,16 @@ class ReviewKD(Method):
     """
 
     pooled = True
-    options = ("kd_weight",)
+    options = ("kd_weight", "warm_up")
 
-    def __init__(self, student: Features, teacher: Teacher, kd_weight: float = 1.0) -> None:
+    def __init__(self, student: Features, teacher: Teacher, kd_weight: float = 1.0, warm_up: float = WARM_UP) -> None:
         super().__init__(student, teacher)
         if len(student.shapes) != len(teacher.shapes):
             raise UserError(
                 f"reviewkd compares stage with stage: the teacher has {len(teacher.shapes)}, the student "
                 f"{len(student.shapes)}; name as many with --teacher-layers and --student-layers"
             )
-        self.kd_weight = kd_weight
+        self.kd_weight, self.warm_up = kd_weight, warm_up
         deepest = len(student.shapes) - 1
         mid = min(512, student.shapes[-1][0])
         self.fusions = nn.ModuleList(
@@ -71,4 +70,4 @@ class ReviewKD(Method):
             reviewed.insert(0, y)
         ones = student.logits.new_ones(len(reviewed))
         loss, _ = pathway_loss(reviewed, teacher.maps, ones, "hcl")
-        return {"reviewkd": self.kd_weight * min(1.0, moment.progress / WARM_UP) * loss}
+        return {"reviewkd": self.kd_weight * warmed(moment.progress, self.warm_up) * loss}
