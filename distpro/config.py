@@ -109,6 +109,10 @@ class Config:
     """Epochs of the search."""
     val_fraction: float | None = None
     """Share of the training pictures that judge the process, and are not trained on meanwhile; 0.2, online 0.1."""
+    search_by: Literal["gradient", "trials"] = "gradient"
+    """gradient: of the validation loss one step ahead (Eq. 4); trials: short trainings with half of the pathways."""
+    trial_pairs: int = 8
+    """With trials: pairs of trainings in each of the two rounds; each lasts --search-epochs."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
     normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid"] = "biased-softmax"

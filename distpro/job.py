@@ -27,6 +27,7 @@ from distpro.process import Process
 from distpro.recipe import Recipe
 from distpro.search import search
 from distpro.tasks import Classification, Metrics
+from distpro.trials import search_by_trials
 
 LABELS = {
     "none": "student alone",
@@ -98,9 +99,9 @@ class Job:
         assert self.config.batch_size is not None
         return self.config.batch_size
 
-    def _network(self, name: str, role: str, pretrained: bool = False) -> nn.Module:
-        """A fresh network, the same for the same seed."""
-        torch.manual_seed(self.config.seed)
+    def _network(self, name: str, role: str, pretrained: bool = False, seed: int | None = None) -> nn.Module:
+        """A fresh network, the same for the same seed; the configuration's by default."""
+        torch.manual_seed(self.config.seed if seed is None else seed)
         channels, size = self.data.shape[0], self.data.shape[1]
         model = own_network(name, role)
         if model is None:
@@ -204,7 +205,10 @@ class Job:
         config, path = self.config, self.folder / "process.safetensors"
         if config.resume and path.is_file():
             return Process.load(path).fit(self.pathways)
-        process = self._search(self._network(str(config.student), "student"), config.search_recipe(), "search.pt")
+        if config.search_by == "trials":
+            process = self._trials()
+        else:
+            process = self._search(self._network(str(config.student), "student"), config.search_recipe(), "search.pt")
         process.save(path)
         self.console.say(f"searched: {process}; saved as {path}")
         return process
@@ -237,20 +241,49 @@ class Job:
             alpha_first=config.alpha_first,
             alpha_every=config.alpha_every or 1,
             literal_xi=config.literal_xi,
-            facts={
-                "teacher": config.teacher,
-                "student": config.student,
-                "dataset": self.data.name,
-                "epochs": recipe.epochs,
-                "hypergradient": config.hypergradient,
-                "seed": config.seed,
-                "date": f"{datetime.now():%Y-%m-%d}",
-            },
+            facts=self._facts(recipe.epochs),
             checkpoint=self.folder / checkpoint,
             resume=config.resume,
             observer=self.console,
             **options,
         )
+
+    def _trials(self) -> Process:
+        """The search by short trainings, on the same split of the training pictures as the search by gradient."""
+        config = self.config
+        train, validation = holdout(self.data.train, config.val_fraction or 0.2, config.seed)
+        return search_by_trials(
+            lambda seed: self._network(str(config.student), "student", seed=seed),
+            self.teacher,
+            train.loader(self._batch(), shuffle=True, augment=True, seed=config.seed, drop_last=True),
+            validation.loader(TEST_BATCH, shuffle=False, augment=False),
+            config.student_recipe(config.search_epochs),
+            self.pathways,
+            pairs=config.trial_pairs,
+            seed=config.seed,
+            record=self.folder / "trials.json",
+            facts=self._facts(config.search_epochs) | {"hypergradient": "none: trials"},
+            image=self.data.shape,
+            student_layers=config.student_layers,
+            teacher_layers=config.teacher_layers,
+            precision=config.precision(),
+            observer=self.console,
+            **{k: v for k, v in self._options("distpro", None).items() if k != "process"},
+        )
+
+    def _facts(self, epochs: int | None) -> dict[str, Any]:
+        """What a process file says of where it is from."""
+        config = self.config
+        return {
+            "teacher": config.teacher,
+            "student": config.student,
+            "dataset": self.data.name,
+            "pictures": len(self.data.train),
+            "epochs": epochs,
+            "hypergradient": config.hypergradient,
+            "seed": config.seed,
+            "date": f"{datetime.now():%Y-%m-%d}",
+        }
 
     def _online(self, student: nn.Module) -> tuple[list[dict[str, float]], Process]:
         """Distil with a process that is learned on the way: one training, no search before it."""
