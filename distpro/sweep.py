@@ -176,7 +176,12 @@ class Sweep:
                     "search_seconds": search,
                     "device": result["device"],
                     "commit": result["commit"],
-                    "command": " ".join(["python -m distpro.train", *as_flags({**run.flags, "data": None}, "")]),
+                    "command": " ".join(
+                        [
+                            "python -m distpro.train",
+                            *as_flags({**run.flags, "data": None, "teacher_checkpoint": None}, ""),
+                        ]
+                    ),
                 }
             )
         return rows
@@ -307,6 +312,8 @@ class Arguments:
     """Runs at once; one a GPU by default, or one."""
     data: Path | None = None
     """Folder of the data set, for every run."""
+    teacher_checkpoint: Path | None = None
+    """File of the teacher's weights, for every run that names one."""
 
 
 def main() -> None:
@@ -315,8 +322,8 @@ def main() -> None:
     if arguments.csv is not None and not arguments.table:
         raise UserError("--csv is read by --table only")
     sweep = Sweep.read(arguments.config, arguments.output)
-    if arguments.data is not None:
-        sweep.runs = [replace(run, flags={**run.flags, "data": str(arguments.data)}) for run in sweep.runs]
+    here = {"data": arguments.data, "teacher_checkpoint": arguments.teacher_checkpoint}
+    sweep.runs = [replace(run, flags=_elsewhere(run.flags, here)) for run in sweep.runs]
     failed: list[Run] = []
     path = sweep.output / "results.csv"
     if not arguments.table:
@@ -330,6 +337,12 @@ def main() -> None:
     if failed:
         print(f"distpro: {len(failed)} of {len(sweep.runs)} runs failed; call again to try them again", file=sys.stderr)
         sys.exit(1)
+
+
+def _elsewhere(flags: Flags, here: Mapping[str, Path | None]) -> Flags:
+    """The flags with the paths of this machine, where they are given."""
+    wanted = {"data"} | set(flags)
+    return {**flags, **{name: str(path) for name, path in here.items() if path is not None and name in wanted}}
 
 
 def places(jobs: int | None) -> list[dict[str, str]]:
