@@ -324,13 +324,15 @@ def _flags(path: Path) -> list[str]:
 def as_flags(values: Mapping[str, Any], where: str) -> list[str]:
     """Values by name as words of a command line; `where` they were read says the error for an unknown name."""
     words: list[str] = []
-    known = [field.name for field in fields(Config)]
+    known = {field.name: field for field in fields(Config)}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise unknown(f"key in '{where}':", str(key), known)
         flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and known[name].default is None:
+            words += [flag, str(value)]
+        elif isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, (list, tuple)):
             words += [flag, *map(str, value)]

@@ -45,6 +45,7 @@ from distpro.report import sweep_figure, sweep_table, write_csv
 
 KEYS = ("title", "flags", "teachers", "searches", "axes", "seeds", "compare")
 Flags = dict[str, Any]
+NOWHERE: Flags = {"data": None, "teacher_checkpoint": None}  # paths that mean nothing on another machine
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Sweep:
                     "search_seconds": search,
                     "device": result["device"],
                     "commit": result["commit"],
-                    "command": " ".join(
+                    "command": " ".join(["python -m distpro.train", *as_flags(run.flags | NOWHERE, "")]),
                         [
                             "python -m distpro.train",
                             *as_flags({**run.flags, "data": None, "teacher_checkpoint": None}, ""),

@@ -105,7 +105,9 @@ def test_a_finished_job_is_not_overwritten_but_resumes(job, capsys):
 def test_a_part_alone_from_a_saved_process(job, tmp_path):
     folder, _ = job
     config = tmp_path / "c.yaml"
-    config.write_text(f"method: distpro\nprocess: final:{folder / 'process.safetensors'}\nepochs: 7\nnesterov: false\n")
+    config.write_text(
+        f"pooled: true\nmethod: distpro\nprocess: final:{folder / 'process.safetensors'}\nepochs: 7\nnesterov: false\n"
+    )
     words = [*SHORT[:4], "--epochs", 1, "--batch-size", 64, "--teacher-checkpoint", folder / "teacher.safetensors"]
     done = run("--config", config, *words, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
