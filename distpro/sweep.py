@@ -178,11 +178,6 @@ class Sweep:
                     "device": result["device"],
                     "commit": result["commit"],
                     "command": " ".join(["python -m distpro.train", *as_flags(run.flags | NOWHERE, "")]),
-                        [
-                            "python -m distpro.train",
-                            *as_flags({**run.flags, "data": None, "teacher_checkpoint": None}, ""),
-                        ]
-                    ),
                 }
             )
         return rows
