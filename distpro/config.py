@@ -107,12 +107,14 @@ class Config:
     # --- the search
     search_epochs: int | None = None
     """Epochs of the search."""
+    search_samples: int | None = None
+    """Search with so many of the training pictures only, the same share of every class."""
     val_fraction: float | None = None
     """Share of the training pictures that judge the process, and are not trained on meanwhile; 0.2, online 0.1."""
     search_by: Literal["gradient", "trials"] = "gradient"
-    """gradient: of the validation loss one step ahead (Eq. 4); trials: short trainings with half of the pathways."""
-    trial_pairs: int = 8
-    """With trials: pairs of trainings in each of the two rounds; each lasts --search-epochs."""
+    """gradient: of the validation loss one step ahead (Eq. 4); trials: short trainings without a kind of pathways."""
+    trial_seeds: int = 1
+    """With trials: how many trainings judge a choice; each lasts --search-epochs."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
     normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid"] = "biased-softmax"
@@ -273,7 +275,7 @@ def fill(config: Config) -> Config:
         filled = replace(filled, val_fraction=0.1 if online else 0.2)
     if filled.alpha_every is None:
         filled = replace(filled, alpha_every=4 if online else 1)
-    for name in ("epochs", "teacher_epochs", "search_epochs", "batch_size", "alpha_every"):
+    for name in ("epochs", "teacher_epochs", "search_epochs", "batch_size", "alpha_every", "trial_seeds"):
         if getattr(filled, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(filled, name)}")
     if not 0 < (filled.val_fraction or 0) < 1:

@@ -14,7 +14,7 @@ from torch import nn
 from distpro import zoo
 from distpro.config import Config
 from distpro.console import Console
-from distpro.data import arranged, create_dataset, holdout
+from distpro.data import Split, arranged, create_dataset, holdout
 from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
@@ -216,7 +216,7 @@ class Job:
     def _search(self, student: nn.Module, recipe: Recipe, checkpoint: str, **options: Any) -> Process:
         """Train `student` while its process is learned on pictures held out from the training set."""
         config, batch = self.config, self._batch()
-        train, validation = holdout(self.data.train, config.val_fraction or 0.2, config.seed)
+        train, validation = self._search_split()
         return search(
             student,
             self.teacher,
@@ -251,7 +251,7 @@ class Job:
     def _trials(self) -> Process:
         """The search by short trainings, on the same split of the training pictures as the search by gradient."""
         config = self.config
-        train, validation = holdout(self.data.train, config.val_fraction or 0.2, config.seed)
+        train, validation = self._search_split()
         return search_by_trials(
             lambda seed: self._network(str(config.student), "student", seed=seed),
             self.teacher,
@@ -259,8 +259,7 @@ class Job:
             validation.loader(TEST_BATCH, shuffle=False, augment=False),
             config.student_recipe(config.search_epochs),
             self.pathways,
-            pairs=config.trial_pairs,
-            seed=config.seed,
+            seeds=range(config.seed, config.seed + config.trial_seeds),
             record=self.folder / "trials.json",
             facts=self._facts(config.search_epochs) | {"hypergradient": "none: trials"},
             image=self.data.shape,
@@ -271,6 +270,11 @@ class Job:
             **{k: v for k, v in self._options("distpro", None).items() if k != "process"},
         )
 
+    def _search_split(self) -> tuple[Split, Split]:
+        """The pictures that a search trains on, and those that judge it: training pictures all of them."""
+        whole = arranged(self.data, samples=self.config.search_samples).train
+        return holdout(whole, self.config.val_fraction or 0.2, self.config.seed)
+
     def _facts(self, epochs: int | None) -> dict[str, Any]:
         """What a process file says of where it is from."""
         config = self.config
@@ -278,7 +282,7 @@ class Job:
             "teacher": config.teacher,
             "student": config.student,
             "dataset": self.data.name,
-            "pictures": len(self.data.train),
+            "pictures": config.search_samples or len(self.data.train),
             "epochs": epochs,
             "hypergradient": config.hypergradient,
             "seed": config.seed,

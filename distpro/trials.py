@@ -1,7 +1,7 @@
-"""Search by trials: which pathways a student should learn from, found by short trainings that leave half of them out.
+"""Search by trials: which kinds of pathways a student should learn from, found by short trainings without each of them.
 
-A pathway can cost accuracy at first and pay after the learning rate has fallen, or the other way round; the gradient of
-one step ahead (`distpro.search`) does not see that, a whole short training does.
+A pathway can help at first and cost accuracy once the learning rate has fallen, or the other way round. The gradient of
+one step ahead (`distpro.search`) does not see that; a short training as a whole does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distpro.distill import distill
 from distpro.errors import UserError
@@ -30,7 +30,6 @@ class Trial(NamedTuple):
     kept: tuple[int, ...]
     seed: int
     top1: float
-    loss: float
     seconds: float
 
 
@@ -41,28 +40,21 @@ def chosen(pathways: Sequence[Pathway], kept: Sequence[int], facts: dict[str, An
     return Process.constant(z, pathways, normalisation="softmax", facts=facts)
 
 
-def halves(among: Sequence[int], pairs: int, seed: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Random ways to part `among` into two halves: of each pathway, half of all trials have it."""
-    generator = torch.Generator().manual_seed(seed)
-    parted = []
-    for _ in range(pairs):
-        order = [among[i] for i in torch.randperm(len(among), generator=generator).tolist()]
-        middle = len(order) // 2
-        parted.append((tuple(sorted(order[:middle])), tuple(sorted(order[middle:]))))
-    return parted
+def distance(pathway: Pathway) -> str:
+    """How far apart the two stages are, and which way."""
+    if pathway.teacher == 0:
+        return pathway.name  # of logits: each loss is a kind of its own
+    deeper = pathway.student - pathway.teacher
+    return {0: "same stage", 1: "student one stage deeper"}.get(
+        deeper, "student deeper" if deeper > 0 else "student shallower"
+    )
 
 
-def effects(pairs: Sequence[tuple[Trial, Trial]], among: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What each pathway of `among` adds to top-1, in points, and the standard error of that, `[len(among)]` each.
+def transform(pathway: Pathway) -> str:
+    return f"transform {pathway.transform}" if pathway.teacher else pathway.name
 
-    The mean, over the pairs, of the half with the pathway minus the half without it. Both halves of a pair share
-    their seed, so that what the seed does falls out.
-    """
-    gains = torch.tensor([a.top1 - b.top1 for a, b in pairs])
-    signs = torch.tensor([[1.0 if p in a.kept else -1.0 for p in among] for a, _ in pairs])
-    each = signs * gains[:, None]
-    error = each.std(0) / len(pairs) ** 0.5 if len(pairs) > 1 else torch.full((len(among),), torch.nan)
-    return each.mean(0), error
+
+KINDS: tuple[Callable[[Pathway], str], ...] = (distance, transform)  # decided on in this order
 
 
 def search_by_trials(
@@ -73,25 +65,23 @@ def search_by_trials(
     recipe: Recipe,
     paths: Sequence[Pathway],
     *,
-    pairs: int = 8,
-    rounds: int = 2,
-    finals: int = 2,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     record: Path | None = None,
     facts: dict[str, Any] | None = None,
     **options: Any,
 ) -> Process:
-    """A constant process: the pathways without which short trainings end worse.
+    """A constant process of the kinds of pathways without which short trainings end worse.
 
-    Each round trains `pairs` pairs of students, a random half of the pathways each, and keeps the half of the
-    pathways whose presence raised top-1 on `test` most. What was kept after each round, and all pathways together,
-    are then tried with the same `finals` seeds; the best of these is the result, so that a search whose rounds
-    found nothing ends with the uniform weights.
+    Backward elimination: beginning with all pathways alike, each kind in turn is left out, and the one without which
+    top-1 on `test` is highest goes for good, if that is higher than with it; until none is. First by the distance
+    between the stages, then by the transform. All trials share their seeds, initial weights and batches, and the
+    pathways that are left share the same total weight.
 
     student: makes a student from a seed.
-    paths: what there is to choose from, as `options` make them.
     train, test: iterables of `(x, y)` with a length, of disjoint pictures, neither of them the real test pictures.
     recipe: of one trial; it should let the learning rate fall to 0.
+    paths: what there is to choose from, as `options` make them.
+    seeds: a choice is judged by the mean over them.
     record: a JSON file that keeps the trials; those it has already are not run again.
     options: of `distill` (kd_weight, transforms, precision, observer, ...).
     """
@@ -101,45 +91,34 @@ def search_by_trials(
     if record is not None and record.is_file():
         known = [Trial(tuple(t[0]), *t[1:]) for t in json.loads(record.read_text())]
 
-    def run(kept: tuple[int, ...], number: int) -> Trial:
+    def run(kept: tuple[int, ...], seed: int) -> Trial:
         for trial in known:
-            if (trial.kept, trial.seed) == (kept, number):
+            if (trial.kept, trial.seed) == (kept, seed):
                 return trial
-        torch.manual_seed(number)
-        name = f"trial {len(known) + 1}"
         process = chosen(paths, kept)
-        rows = distill(student(number), teacher, train, recipe, process=process, test=test, name=name, **options)
+        name = f"trial {len(known) + 1}"
+        rows = distill(student(seed), teacher, train, recipe, process=process, test=test, name=name, **options)
         seconds = sum(row["seconds"] for row in rows)
-        trial = Trial(kept, number, rows[-1]["test_top1"], rows[-1]["test_loss"], round(seconds, 2))
-        known.append(trial)
+        known.append(Trial(kept, seed, rows[-1]["test_top1"], round(seconds, 2)))
         if record is not None:
             with whole_file(record) as part:
                 part.write_text(json.dumps(known))
-        return trial
+        return known[-1]
 
-    among = tuple(range(len(paths)))
-    candidates = [among]
-    told = []
-    for turn in range(rounds):
-        if len(among) < 2:
-            break
-        first = seed + 1000 * (turn + 1)
-        parted = halves(among, pairs, first)
-        tried = [(run(a, first + k), run(b, first + k)) for k, (a, b) in enumerate(parted)]
-        gain, error = effects(tried, among)
-        names = [paths[p].name for p in among]
-        rows = zip(names, gain.tolist(), error.tolist(), strict=True)
-        told.append({name: [round(g, 2), round(e, 2)] for name, g, e in rows})
-        among = tuple(sorted(among[i] for i in gain.argsort(descending=True)[: max(1, len(among) // 2)].tolist()))
-        candidates.append(among)
-    seeds = [seed + k for k in range(finals)]
-    means = [sum(run(kept, number).top1 for number in seeds) / len(seeds) for kept in candidates]
-    best = candidates[max(range(len(candidates)), key=means.__getitem__)]
-    facts = {
-        **(facts or {}),
-        "trials": len(known),
-        "seconds": round(sum(trial.seconds for trial in known), 2),
-        "points each pathway adds": told,
-        "top-1 by pathways kept": {len(kept): round(mean, 2) for kept, mean in zip(candidates, means, strict=True)},
-    }
-    return chosen(paths, best, facts)
+    def top1(kept: tuple[int, ...]) -> float:
+        return sum(run(kept, seed).top1 for seed in seeds) / len(seeds)
+
+    kept = tuple(range(len(paths)))
+    best = top1(kept)
+    told: list[dict[str, float]] = [{"all": round(best, 2)}]
+    for kind in KINDS:
+        while len(present := sorted({kind(paths[p]) for p in kept})) > 1:
+            without = {name: tuple(p for p in kept if kind(paths[p]) != name) for name in present}
+            found = {name: top1(rest) for name, rest in without.items()}
+            told.append({f"without {name}": round(value, 2) for name, value in found.items()})
+            worst = max(found, key=found.__getitem__)
+            if found[worst] <= best:
+                break
+            kept, best = without[worst], found[worst]
+    seconds = round(sum(trial.seconds for trial in known), 2)
+    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": told})

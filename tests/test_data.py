@@ -307,5 +307,5 @@ def test_arranged_pictures_do_not_overlap_and_keep_the_classes_even():
 
 @pytest.mark.parametrize("samples", [0, 9, 100000])
 def test_arranged_refuses_a_number_that_cannot_be(samples):
-    with pytest.raises(UserError, match=f"--train-samples {samples}: expected 10 "):
+    with pytest.raises(UserError, match=f"{samples} training samples: expected 10 "):
         arranged(create_dataset("digits"), samples=samples)

@@ -186,7 +186,7 @@ def arranged(data: Dataset, eval_split: str = "test", fraction: float = 0.2, sam
     if samples is not None and samples != len(train):
         if not data.num_classes <= samples < len(train):
             raise UserError(
-                f"--train-samples {samples}: expected {data.num_classes} (one a class) to {len(train)} pictures"
+                f"{samples} training samples: expected {data.num_classes} (one a class) to {len(train)} pictures"
             )
         train = holdout(train, samples / len(train))[1]
     return replace(data, train=train, test=test)
