@@ -272,7 +272,8 @@ class Job:
 
     def _search_split(self) -> tuple[Split, Split]:
         """The pictures that a search trains on, and those that judge it: training pictures all of them."""
-        whole = arranged(self.data, samples=self.config.search_samples).train
+        samples = None if self.config.process == "online" else self.config.search_samples
+        whole = arranged(self.data, samples=samples).train
         return holdout(whole, self.config.val_fraction or 0.2, self.config.seed)
 
     def _facts(self, epochs: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ A configuration is YAML:
     teachers:                                         # trained first, once: `teacher_checkpoint: "@big"`
       big: {student: wrn_40_2, method: none}
     searches:                                         # then these, once a seed: `process: "@short"` or `"final:@short"`
-      short: {search_epochs: 4}
+      short: {search_epochs: 4}                       # with a seed of its own: once
     axes:                                             # every combination is a run; "@{pair}" names the label of an axis
       method:                                         # a label, and the flags it stands for
         alone: {method: none}
@@ -141,8 +141,8 @@ class Sweep:
             other = {**first[kind][name], "device": flags.get("device", "auto")}
             where = self.output / kind / _slug(name)
             if kind == "searches":
-                other["seed"] = flags["seed"]
-                where /= f"seed-{flags['seed']}"
+                other.setdefault("seed", flags["seed"])
+                where /= f"seed-{other['seed']}"
             self._add("distpro.train" if kind == "teachers" else "distpro.search", {}, other, where, first)
             needs.append(where)
             flags = {**flags, flag: f"{prefix}{where / file}"}
@@ -207,7 +207,7 @@ class Runner:
     """Works through the runs with as many processes at once as there are places."""
 
     def __init__(self, runs: Iterable[Run], places: list[dict[str, str]], say: Any = print) -> None:
-        self.runs = list(runs)
+        self.runs = sorted(runs, key=lambda run: bool(run.labels))  # first what others wait for
         self.places, self.say = places, say
         self.waiting = [run for run in self.runs if not run.result.is_file()]
         self.done = {run.folder for run in self.runs if run.result.is_file()}
