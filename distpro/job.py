@@ -20,12 +20,12 @@ from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
 from distpro.features import Features, Teacher
 from distpro.files import whole_file
+from distpro.gradient_search import search
 from distpro.methods import METHODS
 from distpro.models import create_model, load_checkpoint, own_network, save_weights
 from distpro.pathways import all_pathways
 from distpro.process import Process
 from distpro.recipe import Recipe
-from distpro.search import search
 from distpro.tasks import Classification, Metrics
 from distpro.trials import search_by_trials
 

@@ -1,7 +1,7 @@
 """Search by trials: which kinds of pathways a student should learn from, found by short trainings without each of them.
 
 A pathway can help at first and cost accuracy once the learning rate has fallen, or the other way round. The gradient of
-one step ahead (`distpro.search`) does not see that; a short training as a whole does.
+one step ahead (`distpro.gradient_search`) does not see that; a short training as a whole does.
 """
 
 from __future__ import annotations

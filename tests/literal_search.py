@@ -1,7 +1,7 @@
 """One search step as Eq. 4 and 5 are printed, in plain PyTorch: what the search step is compared with.
 
 No straw man: the teacher runs once and without gradients, one train pass serves theta and z, the two perturbed passes
-record no graph. Independent of `distpro.search` and `distpro.hypergradient`; tests and benchmarks share it.
+record no graph. Independent of `distpro.search_step` and `distpro.hypergradient`; tests and benchmarks share it.
 """
 
 from __future__ import annotations

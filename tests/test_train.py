@@ -140,6 +140,7 @@ def test_search_alone(job, tmp_path):
     words = [*SHORT, "--teacher-checkpoint", folder / "teacher.safetensors", "--output", tmp_path / "out"]
     done = run(*words, module="distpro.search")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     told = json.loads(done.stdout.splitlines()[-1])
     assert torch.equal(Process.load(told["process"]).z, Process.load(folder / "process.safetensors").z)
 
