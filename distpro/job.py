@@ -11,23 +11,20 @@ import torch
 import yaml
 from torch import nn
 
-from distpro import zoo
+from distpro import searching, zoo
 from distpro.config import Config
 from distpro.console import Console
-from distpro.data import Split, arranged, create_dataset, holdout
+from distpro.data import arranged, create_dataset
 from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
 from distpro.features import Features, Teacher
 from distpro.files import whole_file
-from distpro.gradient_search import search
 from distpro.methods import METHODS
 from distpro.models import create_model, load_checkpoint, own_network, save_weights
 from distpro.pathways import all_pathways
 from distpro.process import Process
-from distpro.recipe import Recipe
 from distpro.tasks import Classification, Metrics
-from distpro.trials import search_by_trials
 
 LABELS = {
     "none": "student alone",
@@ -64,11 +61,11 @@ class Job:
         name, weights = str(config.teacher), config.teacher_checkpoint
         if name.startswith(zoo.PREFIX):
             weights, name = zoo.find("teacher", name), name.rpartition("/")[2]
-        self.teacher = self._network(name, "teacher", config.teacher_pretrained)
+        self.teacher = self.network(name, "teacher", config.teacher_pretrained)
         if weights is not None:
             load_checkpoint(self.teacher, weights)
         self.teacher_ready = weights is not None or config.teacher_pretrained
-        student = self._network(str(config.student), "student")
+        student = self.network(str(config.student), "student")
         pooled = bool(config.pooled)
         readers = {
             "teacher": Features(self.teacher, self.data.shape, config.teacher_layers, pooled),
@@ -86,7 +83,7 @@ class Job:
         self.given = self._given_process()
         self.methods = self._methods_that_fit(student)
         self.loader = self.data.train.loader(
-            self._batch(), shuffle=True, augment=True, seed=config.seed, drop_last=True
+            self.batch_size(), shuffle=True, augment=True, seed=config.seed, drop_last=True
         )
         self.test = self.data.test.loader(TEST_BATCH, shuffle=False, augment=False)
         self.folder = config.output or Path("output") / (
@@ -95,11 +92,11 @@ class Job:
 
     # -- what the configuration names ------------------------------------------------------------------------------
 
-    def _batch(self) -> int:
+    def batch_size(self) -> int:
         assert self.config.batch_size is not None
         return self.config.batch_size
 
-    def _network(self, name: str, role: str, pretrained: bool = False, seed: int | None = None) -> nn.Module:
+    def network(self, name: str, role: str, pretrained: bool = False, seed: int | None = None) -> nn.Module:
         """A fresh network, the same for the same seed; the configuration's by default."""
         torch.manual_seed(self.config.seed if seed is None else seed)
         channels, size = self.data.shape[0], self.data.shape[1]
@@ -131,10 +128,10 @@ class Job:
             method=kind,
             student_layers=self.config.student_layers,
             teacher_layers=self.config.teacher_layers,
-            **self._options(kind, self.given),
+            **self.options(kind, self.given),
         )
 
-    def _options(self, kind: str, process: Process | None) -> dict[str, Any]:
+    def options(self, kind: str, process: Process | None) -> dict[str, Any]:
         """The options of a method that the configuration gives."""
         values = {**self.config.plain(), "process": process}
         if kind == "reviewkd":
@@ -205,99 +202,11 @@ class Job:
         config, path = self.config, self.folder / "process.safetensors"
         if config.resume and path.is_file():
             return Process.load(path).fit(self.pathways)
-        if config.search_by == "trials":
-            process = self._trials()
-        else:
-            process = self._search(self._network(str(config.student), "student"), config.search_recipe(), "search.pt")
+        find = searching.by_trials if config.search_by == "trials" else searching.by_gradient
+        process = find(self)
         process.save(path)
         self.console.say(f"searched: {process}; saved as {path}")
         return process
-
-    def _search(self, student: nn.Module, recipe: Recipe, checkpoint: str, **options: Any) -> Process:
-        """Train `student` while its process is learned on pictures held out from the training set."""
-        config, batch = self.config, self._batch()
-        train, validation = self._search_split()
-        return search(
-            student,
-            self.teacher,
-            train.loader(batch, shuffle=True, augment=True, seed=config.seed, drop_last=True),
-            validation.loader(batch, shuffle=True, augment=False, seed=config.seed + 1),
-            recipe,
-            image=self.data.shape,
-            student_layers=config.student_layers,
-            teacher_layers=config.teacher_layers,
-            transforms=str(config.transforms),
-            pathways=str(config.pathways),
-            distance=config.distance,
-            pooled=bool(config.pooled),
-            logit_pathways=config.logit_pathways,
-            precision=config.precision(),
-            kd_weight=config.kd_weight or 1.0,
-            warm_up=config.warm_up,
-            normalisation=config.normalisation,
-            tau=config.tau,
-            hypergradient=config.hypergradient,
-            alpha_lr=config.alpha_lr,
-            alpha_first=config.alpha_first,
-            alpha_every=config.alpha_every or 1,
-            literal_xi=config.literal_xi,
-            facts=self._facts(recipe.epochs),
-            checkpoint=self.folder / checkpoint,
-            resume=config.resume,
-            observer=self.console,
-            **options,
-        )
-
-    def _trials(self) -> Process:
-        """The search by short trainings, on the same split of the training pictures as the search by gradient."""
-        config = self.config
-        train, validation = self._search_split()
-        return search_by_trials(
-            lambda seed: self._network(str(config.student), "student", seed=seed),
-            self.teacher,
-            train.loader(self._batch(), shuffle=True, augment=True, seed=config.seed, drop_last=True),
-            validation.loader(TEST_BATCH, shuffle=False, augment=False),
-            config.student_recipe(config.search_epochs),
-            self.pathways,
-            seeds=range(config.seed, config.seed + config.trial_seeds),
-            record=self.folder / "trials.json",
-            facts=self._facts(config.search_epochs) | {"hypergradient": "none: trials"},
-            image=self.data.shape,
-            student_layers=config.student_layers,
-            teacher_layers=config.teacher_layers,
-            precision=config.precision(),
-            observer=self.console,
-            **{k: v for k, v in self._options("distpro", None).items() if k != "process"},
-        )
-
-    def _search_split(self) -> tuple[Split, Split]:
-        """The pictures that a search trains on, and those that judge it: training pictures all of them."""
-        samples = None if self.config.process == "online" else self.config.search_samples
-        whole = arranged(self.data, samples=samples).train
-        return holdout(whole, self.config.val_fraction or 0.2, self.config.seed)
-
-    def _facts(self, epochs: int | None) -> dict[str, Any]:
-        """What a process file says of where it is from."""
-        config = self.config
-        return {
-            "teacher": config.teacher,
-            "student": config.student,
-            "dataset": self.data.name,
-            "pictures": config.search_samples or len(self.data.train),
-            "epochs": epochs,
-            "hypergradient": config.hypergradient,
-            "seed": config.seed,
-            "date": f"{datetime.now():%Y-%m-%d}",
-        }
-
-    def _online(self, student: nn.Module) -> tuple[list[dict[str, float]], Process]:
-        """Distil with a process that is learned on the way: one training, no search before it."""
-        history: list[dict[str, float]] = []
-        self.console.say("the process is learned online: a part of the training pictures judges it")
-        options: dict[str, Any] = {"test": self.test, "history": history, "name": "online"}
-        process = self._search(student, self.config.student_recipe(), "last.pt", **options)
-        process.save(self.folder / "process.safetensors")
-        return history, process
 
     def _fit(
         self, student: nn.Module, method: str, name: str, epochs: int | None = None, process: Process | None = None
@@ -319,14 +228,16 @@ class Job:
             resume=config.resume,
             observer=self.console,
             precision=config.precision(),
-            **self._options(method, process),
+            **self.options(method, process),
         )
 
     def run_method(self, method: str, process: Process | None = None) -> dict[str, Any]:
         """Train one student; `method` is a method's name, or "uniform" for distpro with uniform weights."""
-        student = self._network(str(self.config.student), "student")
+        student = self.network(str(self.config.student), "student")
         if method == "distpro" and self.config.process == "online":
-            history, process = self._online(student)
+            self.console.say("the process is learned online: a part of the training pictures judges it")
+            history, process = searching.online(self, student)
+            process.save(self.folder / "process.safetensors")
         else:
             history = self._fit(student, _kind(method), method, process=process)
         folder = self.folder / method if self.config.method == "all" else self.folder

@@ -1,0 +1,113 @@
+"""The searches of a job: by gradient, by trials, or online, each on training pictures alone."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from distpro.data import Split, arranged, holdout
+from distpro.gradient_search import search
+from distpro.process import Process
+from distpro.recipe import Recipe
+from distpro.trials import search_by_trials
+
+if TYPE_CHECKING:
+    from distpro.job import Job
+
+JUDGE_BATCH = 500
+
+
+def by_gradient(job: Job) -> Process:
+    """Down the validation loss of one step ahead; the student is thrown away."""
+    student = job.network(str(job.config.student), "student")
+    return _by_gradient(job, student, job.config.search_recipe(), "search.pt")
+
+
+def online(job: Job, student: nn.Module) -> tuple[list[dict[str, float]], Process]:
+    """The same, but the student is the result: one training, no search before it. Its history, and the process."""
+    history: list[dict[str, float]] = []
+    recipe = job.config.student_recipe()
+    process = _by_gradient(job, student, recipe, "last.pt", test=job.test, history=history, name="online")
+    return history, process
+
+
+def by_trials(job: Job) -> Process:
+    """By short trainings, on the same split of the training pictures."""
+    config = job.config
+    train, validation = _split(job)
+    return search_by_trials(
+        lambda seed: job.network(str(config.student), "student", seed=seed),
+        job.teacher,
+        train.loader(job.batch_size(), shuffle=True, augment=True, seed=config.seed, drop_last=True),
+        validation.loader(JUDGE_BATCH, shuffle=False, augment=False),
+        config.student_recipe(config.search_epochs),
+        job.pathways,
+        seeds=range(config.seed, config.seed + config.trial_seeds),
+        record=job.folder / "trials.json",
+        facts=_facts(job, config.search_epochs) | {"hypergradient": "none: trials"},
+        image=job.data.shape,
+        student_layers=config.student_layers,
+        teacher_layers=config.teacher_layers,
+        precision=config.precision(),
+        observer=job.console,
+        **{k: v for k, v in job.options("distpro", None).items() if k != "process"},
+    )
+
+
+def _by_gradient(job: Job, student: nn.Module, recipe: Recipe, checkpoint: str, **options: Any) -> Process:
+    config, batch = job.config, job.batch_size()
+    train, validation = _split(job)
+    return search(
+        student,
+        job.teacher,
+        train.loader(batch, shuffle=True, augment=True, seed=config.seed, drop_last=True),
+        validation.loader(batch, shuffle=True, augment=False, seed=config.seed + 1),
+        recipe,
+        image=job.data.shape,
+        student_layers=config.student_layers,
+        teacher_layers=config.teacher_layers,
+        transforms=str(config.transforms),
+        pathways=str(config.pathways),
+        distance=config.distance,
+        pooled=bool(config.pooled),
+        logit_pathways=config.logit_pathways,
+        precision=config.precision(),
+        kd_weight=config.kd_weight or 1.0,
+        warm_up=config.warm_up,
+        normalisation=config.normalisation,
+        tau=config.tau,
+        hypergradient=config.hypergradient,
+        alpha_lr=config.alpha_lr,
+        alpha_first=config.alpha_first,
+        alpha_every=config.alpha_every or 1,
+        literal_xi=config.literal_xi,
+        facts=_facts(job, recipe.epochs),
+        checkpoint=job.folder / checkpoint,
+        resume=config.resume,
+        observer=job.console,
+        **options,
+    )
+
+
+def _split(job: Job) -> tuple[Split, Split]:
+    """The pictures that a search trains on, and those that judge it: training pictures all of them."""
+    samples = None if job.config.process == "online" else job.config.search_samples
+    whole = arranged(job.data, samples=samples).train
+    return holdout(whole, job.config.val_fraction or 0.2, job.config.seed)
+
+
+def _facts(job: Job, epochs: int | None) -> dict[str, Any]:
+    """What a process file says of where it is from."""
+    config = job.config
+    return {
+        "teacher": config.teacher,
+        "student": config.student,
+        "dataset": job.data.name,
+        "pictures": config.search_samples or len(job.data.train),
+        "epochs": epochs,
+        "hypergradient": config.hypergradient,
+        "seed": config.seed,
+        "date": f"{datetime.now():%Y-%m-%d}",
+    }
