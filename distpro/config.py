@@ -74,8 +74,8 @@ class Config:
     """Of kd."""
     transforms: str | None = None
     """Transform blocks of the pathways: letters of A, B, C, D, E, T."""
-    pathways: Literal["all", "review"] | None = None
-    """Every pair of stages, or those with the student's stage at or above the teacher's."""
+    pathways: Literal["all", "review", "same"] | None = None
+    """Every pair of stages, those with the student's stage at or above the teacher's, or those of one depth."""
     pooled: bool | None = None
     """Read the pooled feature as a last stage, as the paper does on ImageNet."""
     logit_pathways: tuple[Literal["KD", "DKD", "DIST", "LSKD"], ...] = ()

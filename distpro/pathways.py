@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,11 @@ from distpro.logits import LOGIT_LOSSES
 from distpro.ops import DISTANCES, pathway_loss
 from distpro.transforms import TRANSFORMS, Shape, create_transform
 
-DIRECTIONS = ("all", "review")
+DIRECTIONS: dict[str, Callable[[int, int], bool]] = {  # by teacher and student stage
+    "all": lambda t, s: True,
+    "review": lambda t, s: s >= t,
+    "same": lambda t, s: s == t,
+}
 
 
 class Pathway(NamedTuple):
@@ -52,7 +56,8 @@ def all_pathways(
     """Every teacher stage with every student stage through every transform: 3 x 3 x 3 = the paper's 27 on CIFAR.
 
     `direction="review"` keeps student stages at or above the teacher's (ReviewKD's finding): 5 x 5 maps and one
-    transform give the paper's 15 on ImageNet. `logits` adds a pathway from logits to logits for each loss it names.
+    transform give the paper's 15 on ImageNet. "same" keeps pairs of one depth. `logits` adds a pathway from logits to
+    logits for each loss it names.
     """
     if direction not in DIRECTIONS:
         raise unknown("pathway direction", direction, DIRECTIONS)
@@ -67,7 +72,7 @@ def all_pathways(
         for t in range(1, teacher_stages + 1)
         for s in range(1, student_stages + 1)
         for kind in transforms
-        if direction == "all" or s >= t
+        if DIRECTIONS[direction](t, s)
     ]
     return (*features, *(Pathway(0, 0, loss) for loss in logits))
 

@@ -146,6 +146,7 @@ def test_names():
     assert Pathway.parse("t10-s2-B") == Pathway(10, 2, "B")
     assert len(all_pathways(3, 3)) == 27  # CIFAR
     assert len(all_pathways(5, 5, "A", "review")) == 15  # ImageNet
+    assert [p.name for p in all_pathways(3, 2, "A", "same")] == ["t1-s1-A", "t2-s2-A"]
     with pytest.raises(UserError, match="unknown transform 'X'"):
         all_pathways(1, 1, "AX")
 
