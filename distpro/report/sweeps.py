@@ -70,15 +70,18 @@ def sweep_table(rows: Path | Sequence[Row], axes: Sequence[str], compare: Sequen
     rows = _read(rows)
     cells = _cells(rows, axes)
     shown = [axis for axis in axes if len({str(row[axis]) for row in rows}) > 1 or axis == "method"]
-    head = [*shown, "top-1, %", "top-5, %", "n", "training", "search"]
-    lines = [head, ["---"] * len(shown) + ["---:"] * 5]
+    told = {"top1": "top-1, %", "top5": "top-5, %"}
+    if not any(math.isfinite(number(row["top5"])) for row in rows):
+        del told["top5"]
+    head = [*shown, *told.values(), "n", "training", "search"]
+    lines = [head, ["---"] * len(shown) + ["---:"] * (len(told) + 3)]
     for labels, seeds in cells.items():
         of = list(seeds.values())
         search = _mean(of, "search_seconds")
         lines.append(
             [
                 *(label for axis, label in zip(axes, labels, strict=True) if axis in shown),
-                *(_spread([number(row[key]) for row in of]) for key in ("top1", "top5")),
+                *(_spread([number(row[key]) for row in of]) for key in told),
                 str(len(of)),
                 duration(_mean(of, "train_seconds")),
                 duration(search) if search else "",
