@@ -1,4 +1,4 @@
-"""Search by trials: which kinds of pathways a student should learn from, found by short trainings without each of them.
+"""Search by trials: which kinds of pathways a student should learn from, found by short trainings with some of them.
 
 A pathway can help at first and cost accuracy once the learning rate has fallen, or the other way round. The gradient of
 one step ahead (`distpro.gradient_search`) does not see that; a short training as a whole does.
@@ -72,10 +72,10 @@ def search_by_trials(
 ) -> Process:
     """A constant process of the kinds of pathways without which short trainings end worse.
 
-    Backward elimination: beginning with all pathways alike, each kind in turn is left out, and the one without which
-    top-1 on `test` is highest goes for good, if that is higher than with it; until none is. First by the distance
-    between the stages, then by the transform. All trials share their seeds, initial weights and batches, and the
-    pathways that are left share the same total weight.
+    Stepwise selection: beginning with the best of all kinds together and each kind alone, a kind is taken in or left
+    out as long as that raises top-1 on `test`, the best such step first. First kinds by the distance between the
+    stages, then by the transform. All trials share their seeds, initial weights and batches, and the pathways of a
+    trial share the same total weight.
 
     student: makes a student from a seed.
     train, test: iterables of `(x, y)` with a length, of disjoint pictures, neither of them the real test pictures.
@@ -109,16 +109,27 @@ def search_by_trials(
         return sum(run(kept, seed).top1 for seed in seeds) / len(seeds)
 
     kept = tuple(range(len(paths)))
-    best = top1(kept)
-    told: list[dict[str, float]] = [{"all": round(best, 2)}]
+    told: list[dict[str, Any]] = []
     for kind in KINDS:
-        while len(present := sorted({kind(paths[p]) for p in kept})) > 1:
-            without = {name: tuple(p for p in kept if kind(paths[p]) != name) for name in present}
-            found = {name: top1(rest) for name, rest in without.items()}
-            told.append({f"without {name}": round(value, 2) for name, value in found.items()})
-            worst = max(found, key=found.__getitem__)
-            if found[worst] <= best:
+        names = list(dict.fromkeys(kind(paths[p]) for p in kept))
+        if len(names) == 1:
+            continue
+        among = kept
+
+        def measured(choice: frozenset[str], kind: Any = kind, among: tuple[int, ...] = among) -> float:
+            value = top1(tuple(p for p in among if kind(paths[p]) in choice))
+            told.append({"kinds": sorted(choice), "top1": round(value, 2)})
+            return value
+
+        start = {choice: measured(choice) for choice in [frozenset(names), *(frozenset([name]) for name in names)]}
+        choice = max(start, key=start.__getitem__)
+        best = start[choice]
+        while True:
+            steps = {step: measured(step) for name in names if (step := choice ^ {name})}
+            ahead = max(steps, key=steps.__getitem__)
+            if steps[ahead] <= best:
                 break
-            kept, best = without[worst], found[worst]
+            choice, best = ahead, steps[ahead]
+        kept = tuple(p for p in kept if kind(paths[p]) in choice)
     seconds = round(sum(trial.seconds for trial in known), 2)
     return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": told})
