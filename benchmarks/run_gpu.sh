@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command and under 8 minutes: builds the checkout in place, runs the tests of
+# Everything that needs a GPU, in one command and under 10 minutes: builds the checkout in place, runs the tests of
 # the native layer, the sanitizer and all benchmarks, and writes what came out to the folder OUT.
 #
 #     benchmarks/run_gpu.sh OUT
@@ -56,7 +56,7 @@ sanitizer() { # sanitizer TOOL SECONDS: without torch's caches, inside which eve
   part "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 "${run[@]}"
 }
 
-# The limits add up to less than 8 minutes.
+# The limits add up to less than 10 minutes.
 part device 5 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 # By hand where setup.py cannot, as with a setuptools that is older than pyproject.toml asks for.
 part build 90 "$python" setup.py build_ext --inplace || part "by hand" 90 bash -euc '
@@ -79,9 +79,13 @@ else
 fi
 
 # First without torch.compile, whose compiling takes most of the time: those numbers are there in any case.
-sizes=(benchmarks --benchmark-only --cifar-batch 128 --imagenet-batch 128 --rounds 30)
-pytest benchmarks 45 "${sizes[@]}" --no-compile --benchmark-json="$out/benchmarks.json"
-pytest compiled 100 "${sizes[@]}" --benchmark-json="$out/benchmarks-compiled.json"
+sizes=(--benchmark-only --cifar-batch 128 --imagenet-batch 128)
+ops=(benchmarks/test_pathway_loss.py benchmarks/test_perturb.py "${sizes[@]}" --rounds 30)
+steps=(benchmarks/test_search_step.py benchmarks/test_distill_step.py "${sizes[@]}" --rounds 7)
+pytest operators 45 "${ops[@]}" --no-compile --benchmark-json="$out/benchmarks.json"
+pytest steps 70 "${steps[@]}" --no-compile --benchmark-json="$out/benchmarks-steps.json"
+pytest compiled 90 "${ops[@]}" --benchmark-json="$out/benchmarks-compiled.json"
+pytest hours 45 benchmarks/test_gpu_hours.py "${sizes[@]}" --rounds 3 --all-pairs --benchmark-json="$out/benchmarks-hours.json"
 
 # The benchmarks as lines: name, median, and the numbers that each one keeps beside it.
 "$python" - "$out"/benchmarks*.json >>"$summary" 2>&1 <<'PYTHON'
