@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tyro
 import yaml
 
+from distpro.data import default_loader
 from distpro.errors import UserError, unknown
 from distpro.precision import DTYPES, Precision
 from distpro.process import TAU, WARM_UP
@@ -49,8 +50,10 @@ class Config:
     """Folder of the data set."""
     image_size: int | None = None
     """Side of the pictures in pixels; the data set's own by default."""
+    loader: Literal["dali", "torchvision"] | None = None
+    """What decodes the pictures of a folder; dali where it is installed (pip install 'distpro[dali]')."""
     workers: int | None = None
-    """Processes that decode pictures."""
+    """Processes (torchvision) or threads (dali) that decode pictures."""
     train_samples: int | None = None
     """Train on so many of the training pictures only, the same share of every class."""
     eval_split: Literal["test", "validation"] = "test"
@@ -263,6 +266,8 @@ def fill(config: Config) -> Config:
     usual = DEFAULTS[config.dataset] | (FAST if config.recipe == "fast" else {})
     values = {k: v for k, v in usual.items() if getattr(config, k) is None}
     filled = replace(config, **values)
+    if filled.dataset == "folder" and filled.loader is None:
+        filled = replace(filled, loader=default_loader())
     if filled.kd_weight is None:
         pair = str(filled.teacher).rpartition("/")[2], str(filled.student)
         filled = replace(filled, kd_weight=KD_WEIGHTS.get(pair, 1.0))

@@ -56,6 +56,8 @@ class Job:
             image_size=config.image_size,
             device=self.device,
             num_workers=config.workers,
+            loader=config.loader,
+            channels_last=config.channels_last,
         )
         self.data = arranged(whole, config.eval_split, samples=config.train_samples)
         name, weights = str(config.teacher), config.teacher_checkpoint

@@ -4,11 +4,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
+from distpro.data import default_loader
+
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
+needs_dali = pytest.mark.skipif(default_loader() != "dali", reason="DALI is absent: pip install 'distpro[dali]'")
+LOADERS = ["torchvision", pytest.param("dali", marks=needs_dali)]
 IMAGENET = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn import seen
+from drawn import needs_dali, seen
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
@@ -23,6 +23,7 @@ from distpro.errors import UserError
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
 IMAGENET = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+DALI = pytest.param("folder-dali", marks=needs_dali)
 LAYOUTS = {
     ("cifar10", "binary"): ("cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"),
     ("cifar10", "python"): ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch"),
@@ -64,12 +65,14 @@ def write_cifar(place: Path, name: str, layout: str, rows: int = 40, dumps=pytho
     return place / folder, written
 
 
-@pytest.fixture(scope="module", params=["digits", "cifar100", "resized", "folder", "folder-workers"])
+@pytest.fixture(scope="module", params=["digits", "cifar100", "resized", "folder", "folder-workers", DALI])
 def split(request, tmp_path_factory, photos) -> Split:
     if request.param == "digits":
         return create_dataset("digits").train.subset(range(300))
     if request.param.startswith("folder"):
-        return create_dataset("folder", photos, image_size=32, num_workers=2 * ("-" in request.param)).train
+        options = {"num_workers": 0 if request.param == "folder" else 2}
+        options["loader"] = "dali" if request.param == "folder-dali" else "torchvision"
+        return create_dataset("folder", photos, image_size=32, **options).train
     root, _ = write_cifar(tmp_path_factory.mktemp("cifar"), "cifar100", "binary")
     return create_dataset("cifar100", root, image_size=24 if request.param == "resized" else None).train
 

@@ -1,20 +1,19 @@
 """Data sets that are files: decoding, labels, damage, and the real ones where they are at hand."""
 
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from drawn import save
+from drawn import LOADERS, save
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as TF
 
 from distpro.data import create_dataset, holdout
-from distpro.data.pictures import random_window
+from distpro.data.pictures import draw, random_window
 from distpro.errors import UserError
 
 REPO = Path(__file__).resolve().parent.parent
@@ -23,7 +22,7 @@ IMAGENET = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_folder_keeps_labels_and_matches_torchvision(photos):
-    data = create_dataset("folder", photos, num_workers=0)
+    data = create_dataset("folder", photos, num_workers=0, loader="torchvision")
     assert (data.name, data.shape, data.class_names) == ("folder", (3, 224, 224), ("ant", "bee", "cat"))
     assert data.train.labels.bincount().tolist() == [6, 6, 6]
     assert data.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -39,8 +38,8 @@ def test_folder_keeps_labels_and_matches_torchvision(photos):
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (60, 900)])
 def test_random_windows_are_spread_as_torchvisions(width, height):
     torch.manual_seed(0)
-    chance, blank = random.Random(0), torch.empty(1, height, width)
-    windows = torch.tensor([random_window(width, height, chance) for _ in range(3000)]).T
+    blank = torch.empty(1, height, width)
+    windows = torch.tensor([random_window(width, height, draw(seed)) for seed in range(3000)]).T
     left, top, right, bottom = windows
     assert (left.min(), top.min()) >= (0, 0)
     assert (right.max(), bottom.max()) <= (width, height)
@@ -52,10 +51,11 @@ def test_random_windows_are_spread_as_torchvisions(width, height):
     torch.testing.assert_close(ours.std(1), theirs.std(1), atol=0.02, rtol=0)
 
 
-def test_small_pictures_are_shifted_and_flipped(tmp_path):
+@pytest.mark.parametrize("loader", LOADERS)
+def test_small_pictures_are_shifted_and_flipped(tmp_path, loader):
     for i in range(8):
         save(tmp_path / f"{'ab'[i % 2]}/{i}.png", i, size=(48, 48))
-    data = create_dataset("folder", tmp_path, num_workers=0)
+    data = create_dataset("folder", tmp_path, num_workers=0, loader=loader)
     assert data.name == "folder (a fixed fifth held out for test)"
     assert (data.shape, len(data.train), len(data.test)) == ((3, 48, 48), 7, 1)
     plain, _ = next(iter(data.train.loader(7, shuffle=False, augment=False)))
@@ -73,10 +73,11 @@ def test_small_pictures_are_shifted_and_flipped(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_picture_is_named(tmp_path, workers):
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_damaged_picture_is_named(tmp_path, loader, workers):
     for i in range(12):
         save(tmp_path / f"{'ab'[i % 2]}/{i}.jpg", i, size=(80, 80))
-    train = create_dataset("folder", tmp_path, image_size=32, num_workers=workers).train
+    train = create_dataset("folder", tmp_path, image_size=32, num_workers=workers, loader=loader).train
     damaged = tmp_path / os.fsdecode(train.files[7])
     damaged.write_bytes(damaged.read_bytes()[:-200])
     loader = train.loader(2, shuffle=False, augment=True)
@@ -90,8 +91,10 @@ def test_a_damaged_picture_is_named(tmp_path, workers):
         create_dataset("folder", tmp_path)
 
 
-def test_one_pass_at_a_time(photos):
-    loader = create_dataset("folder", photos, image_size=32, num_workers=0).train.loader(2, shuffle=True, augment=True)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_one_pass_at_a_time(photos, loader):
+    train = create_dataset("folder", photos, image_size=32, num_workers=0, loader=loader).train
+    loader = train.loader(2, shuffle=True, augment=True)
     first = iter(loader)
     next(first)
     next(iter(loader))
@@ -120,7 +123,8 @@ def test_folders_that_are_none(tmp_path, photos):
     refused("too few to split", tmp_path / "set/train")
 
 
-def test_tiny_imagenet_layout(tmp_path):
+@pytest.mark.parametrize("loader", LOADERS)
+def test_tiny_imagenet_layout(tmp_path, loader):
     for i in range(6):
         name = f"n0{i % 3}"
         save(tmp_path / f"train/{name}/images/{name}_{i}.JPEG", i, size=(64, 64), mode="L" if i else "RGB")
@@ -128,7 +132,7 @@ def test_tiny_imagenet_layout(tmp_path):
         save(tmp_path / f"val/images/val_{i}.JPEG", i, size=(64, 64))
     notes = tmp_path / "val/val_annotations.txt"
     notes.write_text("".join(f"val_{i}.JPEG\tn0{2 - i % 3}\t0\t0\t9\t9\n" for i in range(6)))
-    data = create_dataset("folder", tmp_path, num_workers=0)
+    data = create_dataset("folder", tmp_path, num_workers=0, loader=loader)
     assert (data.shape, data.class_names) == ((3, 64, 64), ("n00", "n01", "n02"))
     assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 0, 1, 1, 2, 2], [2, 1, 0, 2, 1, 0])
     x, _ = next(iter(data.test.loader(6, shuffle=False, augment=False)))
@@ -172,9 +176,10 @@ def test_real_cifar100(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_tiny_imagenet(tmp_path):
+@pytest.mark.parametrize("loader", LOADERS)
+def test_real_tiny_imagenet(tmp_path, loader):
     root = unpacked("tiny-imagenet", tmp_path) / "tiny-imagenet-200"
-    data = create_dataset("folder", root)
+    data = create_dataset("folder", root, loader=loader)
     assert (data.num_classes, data.shape) == (20, (3, 64, 64))
     assert data.train.labels.bincount().tolist() == [500] * 20
     assert data.test.labels.bincount().tolist() == [50] * 20
@@ -183,11 +188,12 @@ def test_real_tiny_imagenet(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_full_size_pictures():
+@pytest.mark.parametrize("loader", LOADERS)
+def test_real_full_size_pictures(loader):
     root = SHARED / "data/imagenet-sample/images"
     if not root.is_dir():
         pytest.skip("imagenet-sample is not at hand: expected it in ../shared/data")
-    data = create_dataset("folder", root)
+    data = create_dataset("folder", root, loader=loader)
     assert (data.num_classes, data.shape, len(data.train), len(data.test)) == (300, (3, 224, 224), 240, 60)
     for augment in (True, False):
         assert sum(len(y) for _, y in data.test.loader(20, shuffle=False, augment=augment)) == 60

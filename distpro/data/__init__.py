@@ -8,12 +8,23 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError, unknown
+from ..precision import DTYPES
 from .base import Dataset, Loader, Request, Split, arranged, holdout
 from .cifar import cifar10, cifar100
 from .digits import digits
-from .folder import folder
+from .folder import LOADERS, default_loader, folder
 
-__all__ = ["DATASETS", "Dataset", "Loader", "Split", "arranged", "create_dataset", "holdout"]
+__all__ = [
+    "DATASETS",
+    "LOADERS",
+    "Dataset",
+    "Loader",
+    "Split",
+    "arranged",
+    "create_dataset",
+    "default_loader",
+    "holdout",
+]
 
 # A new data set is one new file and one line here.
 DATASETS: dict[str, Callable[[Request], Dataset]] = {
@@ -31,12 +42,17 @@ def create_dataset(
     image_size: int | None = None,
     device: str | torch.device = "cpu",
     num_workers: int | None = None,
+    loader: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
 ) -> Dataset:
     """The data set `name`, read from the folder `root` where it needs one ('digits' does not).
 
     `image_size`: side of the batches in pixels, None for the data set's own. `device`: where batches arrive;
     CIFAR and digits live there altogether. `num_workers`: processes that read a 'folder' (None: one a core,
-    at most 8; 0: none, this process reads).
+    at most 8; 0: none, this process reads), or DALI's threads. `loader`: 'dali' or 'torchvision', for a 'folder'
+    (None: DALI where it is installed). `dtype` (float32, float16 or bfloat16) and `channels_last`: of the batches
+    of a 'folder'; the loaders write them so, DALI without a copy, except for bfloat16, which it does not know.
     UserError for an unknown name, a folder that is absent or not as it should be, a damaged file.
     """
     if name not in DATASETS:
@@ -45,5 +61,10 @@ def create_dataset(
         raise UserError(f"image size {image_size}: expected at least 1 pixel")
     if num_workers is not None and num_workers < 0:
         raise UserError(f"{num_workers} workers: expected 0 (read in this process) or more")
+    if loader is not None and loader not in LOADERS:
+        raise unknown("loader", loader, LOADERS)
+    if dtype not in DTYPES.values():
+        raise UserError(f"batches of {dtype}: expected one of {', '.join(DTYPES)}")
     where = None if root is None else Path(root).expanduser()
-    return DATASETS[name](Request(name, where, image_size, torch.device(device), num_workers))
+    request = Request(name, where, image_size, torch.device(device), num_workers, loader, dtype, channels_last)
+    return DATASETS[name](request)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError, nearest
 
-Batch: TypeAlias = tuple[Tensor, Tensor]  # x float32 [N, C, H, W], normalised; y int64 [N]
+Batch: TypeAlias = tuple[Tensor, Tensor]  # x [N, C, H, W], normalised, float32 unless asked otherwise; y int64 [N]
 Rows: TypeAlias = Tensor | np.ndarray | Sequence[int]
 
 
@@ -128,6 +128,9 @@ class Request:
     image_size: int | None
     device: torch.device
     num_workers: int | None
+    loader: str | None = None
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
 
     def folder(self, expected: str) -> Path:
         """`root`, where it is a folder; else the UserError that says what was `expected` there."""

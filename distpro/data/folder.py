@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from .base import Dataset, Request, absent, stratified
 from .pictures import Pictures, Recipe, size_of
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+LOADERS = ("dali", "torchvision")
 EXPECTED = "train/<class>/*.jpg with val/<class>/* (or test), or <class>/*.jpg alone, which is then split 80/20"
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: picture, class and box, a tab between
 
@@ -54,9 +57,31 @@ def folder(request: Request) -> Dataset:
         name = f"{name} (a fixed fifth held out for test)"
     recipe = _recipe(root, files, labels, request.image_size)
     workers = min(8, _cores()) if request.num_workers is None else request.num_workers
-    train = Pictures(files, labels, os.fsencode(root), recipe, request.device, workers)
+    kind = _pictures(request.loader or default_loader())
+    form = request.dtype, request.channels_last
+    train = kind(files, labels, os.fsencode(root), recipe, request.device, workers, *form)
     held_out = replace(train, files=test[0], labels=test[1])
     return Dataset(name, len(classes), classes, (3, recipe.image_size, recipe.image_size), train, held_out)
+
+
+def default_loader() -> Literal["dali", "torchvision"]:
+    """DALI where it is installed."""
+    return "dali" if find_spec("nvidia") and find_spec("nvidia.dali") else "torchvision"
+
+
+def _pictures(loader: str) -> type[Pictures]:
+    """The split that reads as `loader` says; UserError where that is DALI and it cannot be had."""
+    if loader == "torchvision":
+        return Pictures
+    try:
+        from .dali import DaliPictures
+    except (ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--loader dali cannot be used ({reason}): expected nvidia-dali-cuda130 "
+            "(pip install 'distpro[dali]', Linux), or take --loader torchvision"
+        ) from None
+    return DaliPictures
 
 
 def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.ndarray, Tensor, tuple[str, ...]]:

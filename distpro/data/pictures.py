@@ -20,6 +20,7 @@ from ..errors import UserError
 from .base import Batch, Loader, Split, mixed
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+TRIES = 10  # windows that are drawn before the middle is taken, as torchvision does
 Job = tuple[int, int | None]  # row of the split, and the seed of its augmentation (None: none)
 
 
@@ -42,15 +43,16 @@ class Recipe:
         size = self.image_size
         if seed is None:
             return middle(picture, size if self.light else round(size * 256 / 224), size)
-        chance = random.Random(seed)
+        chances = draw(seed)
+        *_, x, y, flip = chances
         if self.light:
             pad = size // 8
-            left, top = chance.randint(-pad, pad), chance.randint(-pad, pad)
+            left, top = (int(u * (2 * pad + 1)) - pad for u in (x, y))
             picture = middle(picture, size, size).crop((left, top, left + size, top + size))  # outside is 0
         else:
-            box = random_window(*picture.size, chance)
+            box = random_window(*picture.size, chances)
             picture = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if chance.random() < 0.5 else picture
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip < 0.5 else picture
 
 
 def middle(picture: Image.Image, short: int, size: int) -> Image.Image:
@@ -63,14 +65,20 @@ def middle(picture: Image.Image, short: int, size: int) -> Image.Image:
     return picture.crop((left, top, left + size, top + size)) if picture.size != (size, size) else picture
 
 
-def random_window(width: int, height: int, chance: random.Random) -> tuple[int, int, int, int]:
+def draw(seed: int) -> list[float]:
+    """The random numbers of one picture, uniform in [0, 1): TRIES areas, TRIES shapes, left, top and flip."""
+    chance = random.Random(seed)
+    return [chance.random() for _ in range(2 * TRIES + 3)]
+
+
+def random_window(width: int, height: int, chances: list[float]) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of a random window: 8 to 100 % of the area, 3:4 to 4:3 in shape."""
-    for _ in range(10):
-        area = width * height * chance.uniform(0.08, 1.0)
-        shape = math.exp(chance.uniform(math.log(3 / 4), math.log(4 / 3)))
+    *_, x, y, _ = chances
+    for u, v in zip(chances[:TRIES], chances[TRIES : 2 * TRIES], strict=True):
+        area, shape = width * height * (0.08 + 0.92 * u), 3 / 4 * (16 / 9) ** v
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:
-            left, top = chance.randint(0, width - w), chance.randint(0, height - h)
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, top, left + w, top + h
     w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))  # none fits: the middle
     left, top = (width - w) // 2, (height - h) // 2
@@ -110,6 +118,8 @@ class Pictures(Split):
     recipe: Recipe
     device: torch.device
     num_workers: int
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
 
     def _take(self, rows: Tensor) -> Pictures:
         return replace(self, files=self.files[rows.numpy()], labels=self.labels[rows])
@@ -155,6 +165,8 @@ class PictureLoader(Loader):
     ) -> None:
         super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self._labels, self._augment, self._device = split.labels, augment, split.device
+        self._dtype = split.dtype
+        self._layout = torch.channels_last if split.channels_last else torch.contiguous_format
         mean, std = (torch.tensor(value, device=split.device).view(-1, 1, 1) for value in (MEAN, STD))
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._passes, self._jobs = 0, Jobs()
@@ -177,8 +189,8 @@ class PictureLoader(Loader):
             if isinstance(pixels, UserError):
                 raise pixels
             x = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-            x = x.to(torch.float32, memory_format=torch.contiguous_format).mul_(self._scale).add_(self._shift)
-            yield x, self._labels[rows].to(self._device, non_blocking=True)
+            x = x.to(torch.float32, memory_format=self._layout).mul_(self._scale).add_(self._shift)
+            yield x.to(self._dtype), self._labels[rows].to(self._device, non_blocking=True)
             if self._passes != mine:  # the workers read for one pass only
                 raise RuntimeError("this pass is over: another one over the same loader has begun")
 

@@ -1,0 +1,230 @@
+"""Pictures decoded, cut and normalised by NVIDIA DALI: on the GPU, or by threads of this process on a CPU.
+
+The batches are those of the torchvision-like loader in `pictures.py`, the same windows and flips included, up to the
+rounding of decoding and resizing: one of 255 levels where both decode on a CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, math, types
+from nvidia.dali.pipeline import pipeline_def
+from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+from ..errors import UserError
+from .base import Batch, Loader, mixed
+from .pictures import MEAN, STD, TRIES, Pictures, Recipe, decoded, draw
+
+AHEAD = 2  # batches that DALI works on while one is used
+Order = tuple[list[np.ndarray], ...]  # of one batch: paths uint8 [N][bytes], and numbers float64 [N][2 * TRIES + 3]
+Orders = Iterator[Order] | Callable[[], Order]
+
+# A forked process (a worker of the torchvision-like loader, say) that collected a pipeline of its parent would wait
+# for ever for the threads of DALI, which fork does not copy.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
+
+
+class DaliPictures(Pictures):
+    """A split of pictures that DALI reads from their files when a batch needs them."""
+
+    def loader(
+        self, batch_size: int, *, shuffle: bool, augment: bool, seed: int = 0, drop_last: bool = False
+    ) -> Loader:
+        return DaliLoader(self, batch_size, shuffle, augment, seed, drop_last)
+
+
+class DaliLoader(Loader):
+    """Batches out of files, on the split's device.
+
+    DALI's readers and random operators carry their state from batch to batch: batch k of an epoch comes only after
+    the k before it, or out of a checkpoint of that very run. Here DALI is told the files and the random numbers of
+    every batch instead. So any step of any epoch can be the first, nothing has to be saved, and what is dropped,
+    partial or another rank's is what `Loader._plan` says. It takes 6 us of Python a picture (AMD EPYC).
+    """
+
+    def __init__(
+        self, split: DaliPictures, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
+    ) -> None:
+        super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        self._split, self._augment = split, augment
+        self._iterator: Any = None
+        self._orders: Iterator[Order] = iter(())
+        self._ahead: deque[list[int]] = deque()  # rows that DALI was told and has not delivered
+        self._intact: set[int] = set()  # rows whose files look cut off and are not
+        self._passes = 0
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        self._passes += 1
+        mine = self._passes
+        split, dtype = self._split, self._split.dtype
+        if self._ahead:  # a pass that was left early, or that failed: its batches would come first
+            self._iterator = None
+            self._ahead.clear()
+        self._orders = self._told(epoch, start)
+        if self._iterator is None:
+            self._iterator = _iterator(split, self._augment, self._batch_size, lambda: next(self._orders))
+        else:
+            self._iterator.reset()
+        while True:
+            try:
+                (out,) = next(self._iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self._refused(error) from None
+            rows = self._ahead.popleft()
+            self._check_ends(rows, out["ends"].numpy())
+            x = out["x"].permute(0, 3, 1, 2) if split.channels_last else out["x"]
+            yield x.to(dtype), split.labels[rows].to(split.device, non_blocking=True)
+            if self._passes != mine:
+                raise RuntimeError("this pass is over: another one over the same loader has begun")
+
+    def _told(self, epoch: int, start: int) -> Iterator[Order]:
+        """What DALI is told of each batch."""
+        for _, picked in self._plan(epoch, start):
+            rows = picked.tolist()
+            self._ahead.append(rows)
+            names = [self._name(row) for row in rows]
+            numbers = [draw(mixed(self._seed, epoch, row)) for row in rows] if self._augment else []
+            yield (names, list(np.array(numbers))) if self._augment else (names,)
+
+    def _path(self, row: int) -> bytes:
+        return os.path.join(self._split.root, self._split.files[row])
+
+    def _name(self, row: int) -> np.ndarray:
+        return np.frombuffer(self._path(row), np.uint8)
+
+    def _check_ends(self, rows: list[int], ends: np.ndarray) -> None:
+        """UserError for a JPEG that is cut off: DALI may see none of what is missing, or fill it in.
+
+        ends: uint8 [N, 4], the first and the last two bytes of each file. Where they are not a JPEG's start and
+        end, Pillow judges: bytes may follow the end of a picture.
+        """
+        cut = (ends[:, :2] == (0xFF, 0xD8)).all(1) & (ends[:, 2:] != (0xFF, 0xD9)).any(1)
+        for row in (rows[i] for i in cut.nonzero()[0]):
+            if row not in self._intact:
+                decoded(self._path(row))
+                self._intact.add(row)
+
+    def _refused(self, error: RuntimeError) -> UserError:
+        """Of the pictures that DALI was at, the one that it cannot read: it names none itself."""
+        rows = [row for batch in self._ahead for row in batch]
+        for row in rows:
+            try:
+                decoded(self._path(row))
+            except UserError as found:
+                return found
+        for row in rows:
+            orders = iter([([self._name(row)],)])
+            alone = _iterator(self._split, False, 1, orders)
+            try:
+                next(alone)
+            except RuntimeError as found:
+                path = os.fsdecode(self._path(row))
+                return UserError(f"DALI cannot read picture '{path}' ({_reason(found)}), --loader torchvision can")
+        return UserError(f"DALI failed: {_reason(error)}; --loader torchvision does without it")
+
+
+def _reason(error: RuntimeError) -> str:
+    """What DALI says, without its traceback and its context."""
+    text = str(error).rsplit("encountered:", 1)[-1].split("C++ context")[0].split("Current pipeline")[0]
+    return " ".join(text.split())
+
+
+def _iterator(split: DaliPictures, augment: bool, batch_size: int, source: Orders) -> Any:
+    """The batches that `source` orders, until it raises StopIteration: "x" and "ends" (see `_check_ends`)."""
+    device = split.device
+    on_gpu = device.type == "cuda"
+    pipeline = _pipeline(
+        source,
+        split.recipe,
+        augment,
+        decoder="mixed" if on_gpu else "cpu",
+        layout="HWC" if split.channels_last else "CHW",
+        dtype=types.FLOAT16 if split.dtype == torch.float16 else types.FLOAT,
+        batch_size=batch_size,
+        num_threads=max(1, split.num_workers),
+        # None, not a number, is DALI's way to do without a GPU
+        device_id=(torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None,
+        prefetch_queue_depth=AHEAD,
+    )
+    return DALIGenericIterator(pipeline, ["x", "ends"], prepare_first_batch=False)
+
+
+@pipeline_def
+def _pipeline(source: Any, recipe: Recipe, augment: bool, decoder: str, layout: str, dtype: Any) -> tuple[Any, Any]:
+    """DALI's graph for `recipe`: normalised pictures [N, C, H, W] or [N, H, W, C], and the ends of their files.
+
+    EXIF rotation is left alone and chroma is upsampled smoothly, as Pillow does; DALI's defaults are otherwise.
+    """
+    told = fn.external_source(
+        source, num_outputs=1 + augment, dtype=[types.UINT8, types.FLOAT64][: 1 + augment], ndim=1
+    )
+    file = fn.io.file.read(told[0])
+    found = fn.peek_image_shape(file, adjust_orientation=False, dtype=types.INT32)  # H, W, C
+    decode: dict[str, Any] = {"device": decoder, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
+    resize: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True}
+    size = recipe.image_size
+    if augment and not recipe.light:
+        start, shape = _random_window(found, told[1])
+        picture = fn.decoders.image_slice(file, start=start, shape=shape, axes=(0, 1), **decode)
+        picture = fn.resize(picture, size=(size, size), **resize)
+    else:
+        picture = fn.decoders.image(file, **decode)
+        picture = _middle(picture, found, size if recipe.light else round(size * 256 / 224), size, resize)
+    mirror: Any = 0
+    if augment:
+        mirror = fn.cast(told[1][-1] < 0.5, dtype=types.INT32)
+        if recipe.light:
+            pad = size // 8
+            shift = _whole(fn.stack(told[1][-2], told[1][-3]) * (2 * pad + 1)) - pad  # down, right
+            picture = fn.slice(
+                picture, start=shift, shape=(size, size), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
+            )
+    mean, std = ([255 * value for value in values] for values in (MEAN, STD))
+    x = fn.crop_mirror_normalize(picture, mirror=mirror, mean=mean, std=std, dtype=dtype, output_layout=layout)
+    return x, fn.cat(file[:2], file[-2:])
+
+
+def _middle(picture: Any, found: Any, short: int, size: int, resize: dict[str, Any]) -> Any:
+    """`pictures.middle` in DALI: its own sizes and crop positions are rounded otherwise."""
+    height, width = found[0], found[1]
+    least = math.min(height, width)
+    sides = fn.stack(height * short // least, width * short // least)
+    picture = fn.resize(picture, size=fn.cast(sides, dtype=types.FLOAT), **resize)
+    spare = sides - size
+    half = spare // 2
+    start = half + (spare & half & 1)  # halves go to the even number
+    return fn.slice(picture, start=start, shape=(size, size), axes=(0, 1))
+
+
+def _random_window(found: Any, numbers: Any) -> tuple[Any, Any]:
+    """`pictures.random_window` in DALI: start (top, left) and shape (height, width) of the first try that fits."""
+    height, width = found[0], found[1]
+    area = fn.cast(height * width, dtype=types.FLOAT64) * (0.08 + 0.92 * numbers[:TRIES])
+    shape = 3 / 4 * math.pow(16 / 9, numbers[TRIES : 2 * TRIES])
+    w, h = (_whole(math.sqrt(value) + 0.5) for value in (area * shape, area / shape))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    rank = fits * types.Constant(np.arange(TRIES, 0, -1, dtype=np.int32))
+    best = fn.reductions.max(rank)
+    none = best == 0  # then the middle, as wide or as high as the shape allows
+    start, window = [], []
+    for tries, side, other, place in ((h, height, width, numbers[-2]), (w, width, height, numbers[-3])):
+        length = fn.reductions.sum(tries * (fits & (rank == best))) + none * math.min(side, (other * 8 + 3) // 6)
+        spare = side - length
+        anywhere = _whole(place * (spare + 1))
+        start.append(anywhere + none * (spare // 2 - anywhere))
+        window.append(length)
+    return tuple(fn.cast(fn.stack(*pair), dtype=types.INT32) for pair in (start, window))
+
+
+def _whole(value: Any) -> Any:
+    return fn.cast(math.floor(value), dtype=types.INT32)
