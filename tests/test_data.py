@@ -123,11 +123,28 @@ def test_an_epoch_is_every_picture_once_with_its_label(split):
     assert {len(y) for _, y in split.loader(7, shuffle=True, augment=True, drop_last=True)} == {7}
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_an_epoch(split, ranks):
+    plain = seen(split.loader(7, shuffle=False, augment=False))
+    parts = [list(split.loader(2, shuffle=False, augment=False).shard(rank, ranks)) for rank in range(ranks)]
+    assert sum(map(seen, parts), Counter()) == plain  # measured exactly: nothing twice, nothing left out
+    whole = list(split.loader(2 * ranks, shuffle=True, augment=False, seed=4, drop_last=True))
+    loaders = [split.loader(2, shuffle=True, augment=False, seed=4, drop_last=True) for _ in range(ranks)]
+    parts = [list(loader.shard(rank, ranks)) for rank, loader in enumerate(loaders)]
+    assert [len(part) for part in parts] == [len(loader) for loader in loaders] == [len(whole)] * ranks
+    for together, *pieces in zip(whole, *parts, strict=True):
+        assert seen([together]) == seen(pieces)
+
+
 def test_what_no_loader_can_do(split):
     with pytest.raises(UserError, match=f"larger than the {len(split)} pictures"):
         split.loader(len(split) + 1, shuffle=True, augment=True, drop_last=True)
     with pytest.raises(UserError, match="expected at least 1"):
         split.loader(0, shuffle=True, augment=True)
+    with pytest.raises(UserError, match=f"batch size {2 * len(split)} is larger"):
+        split.loader(len(split), shuffle=True, augment=True, drop_last=True).shard(0, 2)
+    with pytest.raises(UserError, match="rank 2 of 2: expected 0 to 1"):
+        split.loader(7, shuffle=True, augment=True).shard(2, 2)
     with pytest.raises(UserError, match="empty subset"):
         split.subset([])
     with pytest.raises(IndexError):

@@ -41,14 +41,29 @@ class Loader(ABC):
         """`size`: pictures in the split. UserError where an epoch would have no step."""
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: expected at least 1")
-        if drop_last and batch_size > size:
-            raise UserError(
-                f"batch size {batch_size} is larger than the {size} pictures of the split, "
-                f"of which no full batch can be made: expected at most {size}"
-            )
         self._size, self._batch_size, self._shuffle, self._seed = size, batch_size, shuffle, seed
-        self._steps = size // batch_size if drop_last else -(-size // batch_size)
-        self._next = (0, 0)
+        self._drop_last, self._next = drop_last, (0, 0)
+        self.shard(0, 1)
+
+    def shard(self, rank: int, ranks: int) -> Loader:
+        """Read the part of `rank` out of `ranks` from the next `for` on, `batch_size` pictures a rank; returns self.
+
+        Every picture of an epoch is read by one rank, once. With `drop_last` all ranks have the same steps, and those
+        of step k together are batch k of one process with `ranks` times the batch size; without, ranks differ by up
+        to one picture, so that one may have a step less.
+        """
+        if not 0 <= rank < ranks:
+            raise UserError(f"rank {rank} of {ranks}: expected 0 to {ranks - 1}")
+        together = self._batch_size * ranks
+        if self._drop_last and together > self._size:
+            raise UserError(
+                f"batch size {together} is larger than the {self._size} pictures of the split, "
+                f"of which no full batch can be made: expected at most {self._size}"
+            )
+        self._rank, self._ranks = rank, ranks
+        mine = len(range(rank, self._size, ranks))
+        self._steps = self._size // together if self._drop_last else -(-mine // self._batch_size)
+        return self
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
@@ -77,6 +92,7 @@ class Loader(ABC):
         order = torch.arange(self._size)
         if self._shuffle:
             order = torch.randperm(self._size, generator=generator(self._seed, epoch))
+        order = order[self._rank :: self._ranks]
         for step in range(start, self._steps):
             yield step, order[step * self._batch_size : (step + 1) * self._batch_size]
 

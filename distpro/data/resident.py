@@ -69,7 +69,8 @@ class ResidentLoader(Loader):
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         device = self._padded.device
         for step, rows in self._plan(epoch, start):
-            draws = draw(rows, self._recipe, (self._seed, epoch, step) if self._augment else None)
+            key = (self._seed, epoch, step * self._ranks + self._rank)
+            draws = draw(rows, self._recipe, key if self._augment else None)
             if device.type == "cuda":
                 draws = draws.pin_memory()  # else the copy would wait for the device
             draws = draws.to(device, non_blocking=True)
