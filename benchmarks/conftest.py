@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rounds", type=int, default=7, help="times that each contender runs")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     group.addoption("--all-pairs", action="store_true", help="hours to finish of every pair of the paper on a CPU too")
+    group.addoption("--jpegs", type=int, default=48, help="JPEGs of an epoch")
+    group.addoption("--jpeg-batch", type=int, default=16, help="JPEGs of a batch")
+    group.addoption("--jpeg-folder", type=Path, help="an ImageFolder in place of drawn JPEGs")
     group.addoption("--no-compile", action="store_true", help="leave torch.compile out: it takes most of the time")
 
 
