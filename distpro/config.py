@@ -12,6 +12,7 @@ import tyro
 import yaml
 
 from distpro.data import default_loader
+from distpro.defaults import DEFAULTS, FAST, KD_WEIGHTS, PAPER, SLOW_STUDENTS
 from distpro.errors import UserError, unknown
 from distpro.precision import DTYPES, Precision
 from distpro.process import TAU, WARM_UP
@@ -185,76 +186,6 @@ class Config:
         """Every value as YAML and JSON have it."""
         values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-# What suits a data set; PAPER is the CIFAR-100 recipe of DistPro and ReviewKD.
-PAPER: dict[str, Any] = {
-    "teacher": "wrn_40_2",
-    "student": "wrn_16_2",
-    "epochs": 240,
-    "teacher_epochs": 240,
-    "search_epochs": 40,
-    "batch_size": 128,
-    "lr": 0.1,
-    "weight_decay": 5e-4,
-    "sched": "step",
-    "transforms": "ABC",
-    "pathways": "all",
-    "pooled": False,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {
-        "teacher": "wrn_16_2",
-        "student": "wrn_10_1",
-        "epochs": 3,
-        "teacher_epochs": 6,
-        "search_epochs": 3,
-        "batch_size": 16,
-        "lr": 0.05,
-        "weight_decay": 5e-4,
-        "sched": "cosine",
-        "transforms": "E",
-        "pathways": "all",
-        "pooled": True,
-        "threads": 1,
-        # each the best of 0.3, 1, 3, 6, 12 on a split of the training pictures, 5 seeds
-        "kd_weight": 3.0,
-        "reviewkd_weight": 6.0,
-    },
-    "cifar10": PAPER,
-    "cifar100": PAPER,
-    "folder": {
-        "teacher": "resnet34",
-        "student": "resnet18",
-        "epochs": 100,
-        "teacher_epochs": 100,
-        "search_epochs": 20,
-        "batch_size": 256,
-        "lr": 0.1,
-        "weight_decay": 1e-4,
-        "sched": "cosine",
-        "transforms": "E",
-        "pathways": "review",
-        "pooled": True,
-    },
-}
-
-# A recipe for few epochs, over the data set's own.
-FAST: dict[str, Any] = {"sched": "onecycle", "norm_decay": False, "label_smoothing": 0.1}
-
-# kd_weight by teacher and student, as ReviewKD publishes it and DistPro takes it over.
-KD_WEIGHTS = {
-    ("wrn_40_2", "wrn_16_2"): 5.0,
-    ("wrn_40_2", "wrn_40_1"): 5.0,
-    ("wrn_40_2", "ShuffleV1"): 5.0,
-    ("resnet32x4", "resnet8x4"): 5.0,
-    ("resnet32x4", "ShuffleV1"): 5.0,
-    ("resnet32x4", "ShuffleV2"): 8.0,
-    ("resnet56", "resnet20"): 0.6,
-    ("resnet110", "resnet32"): 1.0,
-    ("resnet34", "resnet18"): 1.0,
-}
-SLOW_STUDENTS = ("ShuffleV1", "ShuffleV2", "MobileNetV2")  # trained with lr 0.02 in the paper's recipe
 
 
 def fill(config: Config) -> Config:
