@@ -115,7 +115,7 @@ class Config:
     """Search with so many of the training pictures only, the same share of every class."""
     val_fraction: float | None = None
     """Share of the training pictures that judge the process, and are not trained on meanwhile; 0.2, online 0.1."""
-    search_by: Literal["gradient", "trials"] = "gradient"
+    search_by: Literal["gradient", "trials"] | None = None
     """gradient: of the validation loss one step ahead (Eq. 4); trials: short trainings without a kind of pathways."""
     trial_seeds: int = 1
     """With trials: how many trainings judge a choice; each lasts --search-epochs."""

@@ -18,6 +18,7 @@ PAPER: dict[str, Any] = {
     "transforms": "ABC",
     "pathways": "all",
     "pooled": False,
+    "search_by": "gradient",
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
@@ -34,6 +35,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pathways": "all",
         "pooled": True,
         "threads": 1,
+        "search_by": "gradient",
         # each the best of 0.3, 1, 3, 6, 12 on a split of the training pictures, 5 seeds
         "kd_weight": 3.0,
         "reviewkd_weight": 6.0,
@@ -53,11 +55,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "transforms": "E",
         "pathways": "review",
         "pooled": True,
+        "search_by": "gradient",
     },
 }
 
 # A recipe for few epochs, over the data set's own.
-FAST: dict[str, Any] = {"sched": "onecycle", "norm_decay": False, "label_smoothing": 0.1}
+FAST: dict[str, Any] = {
+    "sched": "onecycle",
+    "norm_decay": False,
+    "label_smoothing": 0.1,
+    "transforms": "E",
+    "pooled": True,
+    "search_by": "trials",
+}
 
 # kd_weight by teacher and student, as ReviewKD publishes it and DistPro takes it over.
 KD_WEIGHTS = {
