@@ -18,6 +18,17 @@ from distpro.precision import DTYPES, Precision
 from distpro.process import TAU, WARM_UP
 from distpro.recipe import Recipe
 
+COUNTS = (  # flags that are 1 or more
+    "epochs",
+    "teacher_epochs",
+    "search_epochs",
+    "batch_size",
+    "grad_accum_steps",
+    "alpha_every",
+    "trial_seeds",
+    "max_steps",
+)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -51,8 +62,9 @@ class Config:
     """Folder of the data set."""
     image_size: int | None = None
     """Side of the pictures in pixels; the data set's own by default."""
-    loader: Literal["dali", "torchvision"] | None = None
-    """What decodes the pictures of a folder; dali where it is installed (pip install 'distpro[dali]')."""
+    loader: Literal["dali", "torchvision", "synthetic"] | None = None
+    """What decodes the pictures of a folder; dali where it is installed (pip install 'distpro[dali]'). synthetic: one
+    batch of noise, no folder is read, to see what the networks alone cost."""
     workers: int | None = None
     """Processes (torchvision) or threads (dali) that decode pictures."""
     train_samples: int | None = None
@@ -92,7 +104,14 @@ class Config:
     """What the flags below are by default: the usual recipe of the data set, or one for few epochs."""
     epochs: int | None = None
     """Of the student."""
+    max_steps: int | None = None
+    """End every training after so many steps, to see what it costs; the schedule stays that of the epochs."""
     batch_size: int | None = None
+    """Pictures of a step, of all processes together."""
+    grad_accum_steps: int = 1
+    """Parts in which a batch of the distillation passes, for want of memory."""
+    sync_bn: bool = False
+    """Let BN see the batches of all processes together (torchrun)."""
     lr: float | None = None
     """Learning rate."""
     momentum: float = 0.9
@@ -169,6 +188,8 @@ class Config:
             norm_decay=self.norm_decay is not False,
             label_smoothing=self.label_smoothing or 0.0,
             ema=self.ema,
+            grad_accum_steps=self.grad_accum_steps,
+            max_steps=self.max_steps,
         )
 
     def precision(self) -> Precision:
@@ -211,8 +232,8 @@ def fill(config: Config) -> Config:
         filled = replace(filled, val_fraction=0.1 if online else 0.2)
     if filled.alpha_every is None:
         filled = replace(filled, alpha_every=4 if online else 1)
-    for name in ("epochs", "teacher_epochs", "search_epochs", "batch_size", "alpha_every", "trial_seeds"):
-        if getattr(filled, name) < 1:
+    for name in COUNTS:
+        if getattr(filled, name) is not None and getattr(filled, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(filled, name)}")
     if not 0 < (filled.val_fraction or 0) < 1:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {filled.val_fraction}")

@@ -63,9 +63,10 @@ class Console(Observer):
         rate = self._rate()
         test = f"  test top-1 {row['test_top1']:.2f} %" if "test_top1" in row else ""
         left = (self.steps - self.done) / rate if rate else 0
+        seconds, waited = row["seconds"], row["wait_seconds"]
         self.say(
-            f"{self.name:<12} epoch {row['epoch']:>3.0f}  loss {row['train_loss']:.4f}{test}  "
-            f"lr {row['lr']:.4g}  {rate:.1f} steps/s  {left:.0f} s left"
+            f"{self.name:<12} epoch {row['epoch']:>3.0f}  loss {row['train_loss']:.4f}{test}  lr {row['lr']:.4g}  "
+            f"{row['images'] / seconds:.0f} img/s, {100 * waited / seconds:.0f} % of it waiting  {left:.0f} s left"
         )
 
     def stop(self) -> None:
@@ -80,13 +81,19 @@ class Console(Observer):
     def table(self, title: str, rows: Sequence[dict[str, Any]]) -> None:
         """The results, one line a method."""
         table = Table(title=title, title_justify="left")
-        for heading in ("method", "top-1 %", "top-5 %", "against alone", "train s", "search s"):
+        for heading in ("method", "top-1 %", "top-5 %", "vs alone", "img/s", "train s", "search s"):
             table.add_column(heading, justify="left" if heading == "method" else "right")
         alone = next((row["top1"] for row in rows if row["method"] == "none"), None)
         for row in rows:
             gain = "" if alone is None or row["method"] == "none" else f"{row['top1'] - alone:+.2f}"
             search = f"{row['search_seconds']:.1f}" if row["search_seconds"] else ""
             table.add_row(
-                row["label"], f"{row['top1']:.2f}", f"{row['top5']:.2f}", gain, f"{row['seconds']:.1f}", search
+                row["label"],
+                f"{row['top1']:.2f}",
+                f"{row['top5']:.2f}",
+                gain,
+                f"{row['images_per_second']:.0f}",
+                f"{row['seconds']:.1f}",
+                search,
             )
         self.rich.print(table)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import record_function
 
+from distpro import parallel
 from distpro.distiller import Distiller
 from distpro.loop import Observer, fit
 from distpro.process import Process
@@ -20,23 +21,34 @@ class DistillStep:
     """One step of the student, and of the method's own blocks, down the gradient of the distiller's loss."""
 
     def __init__(self, distiller: Distiller, recipe: Recipe) -> None:
-        self.distiller = distiller
-        self.optimizer = recipe.optimizer(distiller.trainable_parameters())
+        self.distiller, self.parts = distiller, recipe.grad_accum_steps
+        self.moving = distiller.trainable_parameters()
+        self.optimizer = recipe.optimizer(self.moving)
         self.average: AveragedModel | None = None
         if recipe.ema is not None:
             model = distiller.student.model
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
 
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
-        losses = self.distiller(x, y, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        with record_function("backward"):
-            losses["loss"].backward()
+        losses: dict[str, Tensor] = {}
+        for part, labels in zip(x.chunk(self.parts), y.chunk(self.parts), strict=True):
+            terms = self.distiller(part, labels, progress)
+            if self.parts > 1:
+                terms = {name: value * (len(part) / len(x)) for name, value in terms.items()}
+            with record_function("backward"):
+                terms["loss"].backward()
+            losses = {name: losses[name] + value.detach() if losses else value for name, value in terms.items()}
+        parallel.average(parameter.grad for parameter in self.moving)
         with record_function("optimizer"):
             self.optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.distiller.student.model)
         return losses
+
+    def settle(self) -> None:
+        averages = [] if self.average is None else [self.average]
+        parallel.settle([self.distiller.student.model, self.distiller.method, *averages])
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher is an input, not a result: it is left out."""
@@ -111,6 +123,7 @@ def distill(
         checkpoint=checkpoint,
         resume=resume,
         observer=observer,
+        max_steps=recipe.max_steps,
     )
     if step.average is not None:
         student.load_state_dict(step.result().state_dict())

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from distpro import parallel
 from distpro.errors import UserError, unknown
 from distpro.features import Features, Teacher
 from distpro.methods import METHODS
@@ -26,6 +27,7 @@ class Distiller(nn.Module):
     process: for "distpro"; a `Process`, or None for uniform weights.
     student_layers, teacher_layers: submodules to read where a network has no `forward_intermediates`.
     precision: see `Precision`; plain float32 by default.
+    sync_bn: BN of the student and of the method's blocks over all processes of a job (see `distpro.parallel`).
     label_smoothing: of the cross-entropy.
     steps: how many training calls there will be: calls in train mode are counted, and where the training stands
         decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`.
@@ -50,6 +52,7 @@ class Distiller(nn.Module):
         steps: int | None = None,
         precision: Precision = PLAIN,
         label_smoothing: float = 0.0,
+        sync_bn: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -72,6 +75,8 @@ class Distiller(nn.Module):
         self.precision = precision
         for part in (self.student, self.method):
             precision.lay_out(part)
+            if sync_bn:
+                parallel.synchronise(part)
         self.task = Classification(label_smoothing)
         self.steps = steps
         self.calls = 0

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable
+
+FIRST_SPEAKS = 3.0  # seconds in which torchrun ends the other processes, so that a mistake is told once
 
 
 class UserError(Exception):
@@ -40,6 +44,8 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(FIRST_SPEAKS)
         print(f"distpro: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -8,13 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distpro import parallel
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the place of `path` once the block ends without error.
 
-    A reader, or a job killed in between, finds the old file or the new one, never half of one.
+    A reader, or a job killed in between, finds the old file or the new one, never half of one. Of the processes of a
+    job the first one's file stays; the others write to a path of no consequence.
     """
+    if not parallel.first():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / Path(path).name
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

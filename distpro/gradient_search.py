@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from distpro import parallel
+from distpro.errors import UserError
 from distpro.features import Features, Teacher, same_classes
 from distpro.loop import Observer, fit
 from distpro.pathways import Pathways, all_pathways
@@ -36,6 +38,7 @@ def search(
     precision: Precision = PLAIN,
     kd_weight: float = 1.0,
     warm_up: float = WARM_UP,
+    sync_bn: bool = False,
     normalisation: str = "biased-softmax",
     tau: float | None = TAU,
     facts: dict[str, Any] | None = None,
@@ -56,8 +59,11 @@ def search(
         and 20 % of the training set).
     test: where given, the student's accuracy on it is measured after every epoch, and chooses nothing.
     history: is filled with one row an epoch (losses, lr, seconds, test accuracy).
+    sync_bn: BN over the batches of all processes of a job (see `distpro.parallel`).
     options: of `SearchStep` (hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi).
     """
+    if recipe.grad_accum_steps > 1:
+        raise UserError("--grad-accum-steps is of the distillation: a search by gradient takes whole batches")
     image = tuple(image or next(iter(train))[0].shape[1:])
     shape = (image[0], image[1], image[2])
     reader = Features(student, shape, student_layers, pooled).train()
@@ -66,6 +72,8 @@ def search(
         same_classes(reader, frozen, "a logit pathway")
     paths = all_pathways(len(frozen.shapes), len(reader.shapes), transforms, pathways, logit_pathways)
     blocks = Pathways(paths, reader.shapes, frozen.shapes, distance).to(next(student.parameters()).device)
+    for part in (reader, blocks) if sync_bn else ():
+        parallel.synchronise(part)
     optimizer = recipe.optimizer([*reader.parameters(), *blocks.parameters()])
     step = SearchStep(
         reader,
@@ -96,8 +104,9 @@ def search(
         checkpoint=checkpoint,
         resume=resume,
         observer=observer,
+        max_steps=recipe.max_steps,
     )
     if history is not None:
         history += rows
     facts = {**(facts or {}), "steps": step.taken, "seconds": round(sum(row["seconds"] for row in rows), 2)}
-    return Process(step.z_record, paths, normalisation, tau, facts)
+    return Process(step.z_record[: step.taken], paths, normalisation, tau, facts)

@@ -11,10 +11,10 @@ import torch
 import yaml
 from torch import nn
 
-from distpro import searching, zoo
+from distpro import parallel, searching, zoo
 from distpro.config import Config
 from distpro.console import Console
-from distpro.data import arranged, create_dataset
+from distpro.data import Loader, Split, arranged, create_dataset
 from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
@@ -47,7 +47,8 @@ class Job:
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
-        self.device = _device(config.device)
+        self.device = parallel.begin(_device(config.device))
+        console.rich.quiet = not parallel.first()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         whole = create_dataset(
@@ -84,19 +85,33 @@ class Job:
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
         self.methods = self._methods_that_fit(student)
-        self.loader = self.data.train.loader(
-            self.batch_size(), shuffle=True, augment=True, seed=config.seed, drop_last=True
-        )
-        self.test = self.data.test.loader(TEST_BATCH, shuffle=False, augment=False)
-        self.folder = config.output or Path("output") / (
-            f"{config.dataset}-{str(config.student).replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
-        )
+        self.loader = self.train_loader(self.data.train)
+        self.test = self.test_loader(self.data.test)
+        name = f"{config.dataset}-{str(config.student).replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.folder = config.output or Path("output") / parallel.said(name)
 
     # -- what the configuration names ------------------------------------------------------------------------------
 
-    def batch_size(self) -> int:
-        assert self.config.batch_size is not None
-        return self.config.batch_size
+    def train_loader(self, split: Split) -> Loader:
+        """This process's share of batches of `--batch-size` pictures, augmented."""
+        return self._loader(split, self.config.seed, augment=True, drop_last=True)
+
+    def judging_loader(self, split: Split) -> Loader:
+        """The same for the validation loss of a search: batches of one size, if there is a whole one."""
+        whole = len(split) >= (self.config.batch_size or 0)
+        return self._loader(split, self.config.seed + 1, augment=False, drop_last=whole)
+
+    def _loader(self, split: Split, seed: int, augment: bool, drop_last: bool) -> Loader:
+        ranks, batch = parallel.ranks(), self.config.batch_size
+        assert batch is not None
+        if batch % ranks:
+            raise UserError(f"--batch-size is that of all processes together: {batch} cannot be shared by {ranks}")
+        loader = split.loader(batch // ranks, shuffle=True, augment=augment, seed=seed, drop_last=drop_last)
+        return loader.shard(parallel.rank(), ranks)
+
+    def test_loader(self, split: Split) -> Loader:
+        """This process's share of pictures to measure top-1 on, each once."""
+        return split.loader(TEST_BATCH, shuffle=False, augment=False).shard(parallel.rank(), parallel.ranks())
 
     def network(self, name: str, role: str, pretrained: bool = False, seed: int | None = None) -> nn.Module:
         """A fresh network, the same for the same seed; the configuration's by default."""
@@ -157,7 +172,9 @@ class Job:
     def open_folder(self) -> None:
         """Make the run folder, or, with --resume, check that it holds a run of the same configuration."""
         args = self.folder / "args.yaml"
-        if not self.config.resume:
+        if not parallel.first():
+            pass  # the first process sees to it
+        elif not self.config.resume:
             if args.exists():
                 raise UserError(f"'{self.folder}' holds a run already: --resume it, or choose another --output")
         elif args.exists():
@@ -230,6 +247,7 @@ class Job:
             resume=config.resume,
             observer=self.console,
             precision=config.precision(),
+            sync_bn=config.sync_bn,
             **self.options(method, process),
         )
 
@@ -252,7 +270,7 @@ class Job:
             "label": label,
             "top1": history[-1]["test_top1"],
             "top5": history[-1]["test_top5"],
-            "seconds": sum(row["seconds"] for row in history),
+            **cost(history),
             "search_seconds": process.facts["seconds"] if process and self.config.process == "search" else 0.0,
             "process": process if method == "distpro" else None,
             "history": history,
@@ -266,6 +284,17 @@ class Job:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(lines)
+
+
+def cost(history: list[dict[str, float]]) -> dict[str, float]:
+    """Of a training: "seconds", "images_per_second", the same without waiting for data, and the share of waiting."""
+    seconds, images, waited = (sum(row[key] for row in history) for key in ("seconds", "images", "wait_seconds"))
+    return {
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+        "compute_images_per_second": images / (seconds - waited),
+        "waiting": waited / seconds,
+    }
 
 
 def same_run(folder: Path, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.profiler import record_function
 
+from distpro import parallel
 from distpro.errors import UserError
 from distpro.files import whole_file
 
@@ -27,6 +29,9 @@ class Step(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def settle(self) -> None:
+        """The epoch is over: what the ranks of a job hold of their own becomes one."""
 
 
 class Observer:
@@ -56,32 +61,44 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     observer: Observer | None = None,
+    max_steps: int | None = None,
 ) -> list[dict[str, float]]:
     """Train for `epochs` passes over `loader` and return one row an epoch: losses, lr, what `evaluate` says.
+
+    A row has the cost, too: "seconds", the "images" that all processes took in, and "wait_seconds", in which this
+    process stood waiting for a batch; a GPU may have been busy meanwhile, so it is the most that data can have cost.
 
     loader: iterable of `(x, y)` with a length; where it has `set_epoch`, epoch e is the same in every run.
     progress, as `step` hears it, goes from 0 at the first step to 1 at the last.
     checkpoint: written whole after every epoch; with `resume` a training goes on from it, to the same numbers.
+    max_steps: end after so many steps, with the learning rates of the whole training; such an epoch is not saved.
     A loss that is not finite ends the training with a `UserError`; the last checkpoint stays.
     """
     observer = observer or Observer()
     history: list[dict[str, float]] = []
     if resume and checkpoint is not None and checkpoint.is_file():
         history = _restore(checkpoint, step, scheduler)
+    elif parallel.rank():
+        torch.manual_seed(torch.initial_seed() + parallel.rank())  # dropout unlike that of rank 0
     length = len(loader)
     total = epochs * length
-    observer.start(name, total, len(history) * length)
+    last = total if max_steps is None else min(total, max_steps)
+    observer.start(name, last, len(history) * length)
     try:
-        for epoch in range(len(history), epochs):
+        for epoch in range(len(history), -(-last // length)):
+            whole = (epoch + 1) * length <= last
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
             started = time.perf_counter()
             lr = float(scheduler.get_last_lr()[0])
-            means = _epoch(step, loader, scheduler, epoch * length, total, observer, f"{name}, epoch {epoch + 1}")
+            batches = _Batches(loader, None if whole else last - epoch * length)
+            means = _epoch(step, batches, scheduler, epoch * length, total, observer, f"{name}, epoch {epoch + 1}")
             row: dict[str, float] = {"epoch": epoch + 1, "lr": lr, **means, "seconds": time.perf_counter() - started}
+            row |= {"images": batches.images * parallel.ranks(), "wait_seconds": batches.waited}
+            step.settle()
             row |= evaluate() if evaluate else {}
             history.append(row)
-            if checkpoint is not None:
+            if checkpoint is not None and whole:
                 _save(checkpoint, step, scheduler, history)
             observer.epoch(row)
     finally:
@@ -91,7 +108,7 @@ def fit(
 
 def _epoch(
     step: Step,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     scheduler: LRScheduler,
     done: int,
     total: int,
@@ -100,7 +117,7 @@ def _epoch(
 ) -> dict[str, float]:
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}  # a loss need not be there at every step
-    for count, (x, y) in enumerate(_fetched(loader), 1):
+    for count, (x, y) in enumerate(batches, 1):
         losses = step(x, y, (done + count - 1) / max(1, total - 1))
         scheduler.step()
         for name, value in losses.items():
@@ -109,19 +126,29 @@ def _epoch(
         if count % CHECK_EVERY == 0:
             _finite(float(sums["loss"]), where)
         observer.advance()
+    parallel.average(sums.values())
     means = {f"train_{name}": float(value) / counts[name] for name, value in sums.items()}
     _finite(means["train_loss"], where)
     return means
 
 
-def _fetched(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    batches = iter(loader)
-    while True:
-        with record_function("data"):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+class _Batches:
+    """One pass over a loader, or the first `most` batches of it: how many pictures came, and how long they took."""
+
+    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]], most: int | None) -> None:
+        self.source = itertools.islice(loader, most)
+        self.images, self.waited = 0, 0.0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            asked = time.perf_counter()
+            with record_function("data"):
+                batch = next(self.source, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            self.images += len(batch[1])
+            yield batch
 
 
 def _finite(loss: float, where: str) -> None:
@@ -134,7 +161,7 @@ def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str
         "step": step.state_dict(),
         "scheduler": scheduler.state_dict(),
         "history": history,
-        "rng": torch.get_rng_state(),
+        "rng": parallel.gathered(torch.get_rng_state()),
     }
     with whole_file(path) as part:
         torch.save(state, part)
@@ -143,9 +170,11 @@ def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str
 def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, float]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if len(state["rng"]) != parallel.ranks():
+            raise UserError(f"it is of a job of {len(state['rng'])} processes, not {parallel.ranks()}")
         step.load_state_dict(state["step"])
         scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"][parallel.rank()])
         return state["history"]
     except Exception as error:  # any torn or foreign file: torch has no common error for them
         raise UserError(f"cannot resume from '{path}': {str(error).splitlines()[0]}") from error

@@ -22,6 +22,8 @@ class Recipe:
     `decay_at` is relative: (0.625, 0.75, 0.875) is after epochs 150, 180 and 210 of 240.
     norm_decay: whether weight decay holds for biases and normalisations (parameters of one dimension) too.
     label_smoothing: of the task's loss, 0 to 1; the search's validation loss is not smoothed.
+    grad_accum_steps: parts in which a batch of the distillation passes, for want of memory; BN sees a part at a time.
+    max_steps: end after so many, with the learning rates of the whole training.
     ema: decay of an exponential moving average of the student, which then is the result; None keeps the last weights.
     """
 
@@ -36,6 +38,8 @@ class Recipe:
     norm_decay: bool = True
     label_smoothing: float = 0.0
     ema: float | None = None
+    grad_accum_steps: int = 1
+    max_steps: int | None = None
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> SGD:
         parameters = list(parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from distpro import parallel
 from distpro.config import parse
 from distpro.console import Console
 from distpro.errors import run_command
@@ -16,7 +17,9 @@ def main() -> None:
     job.open_folder()
     job.prepare_teacher()
     process = job.search()
-    print(json.dumps({"process": str(job.folder / "process.safetensors"), **process.facts}))
+    if parallel.first():
+        print(json.dumps({"process": str(job.folder / "process.safetensors"), **process.facts}))
+    parallel.end()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from distpro import parallel
 from distpro.errors import UserError, unknown
 from distpro.features import Features, Output, Teacher
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
@@ -137,6 +138,7 @@ class SearchStep:
         parameters = [*self.theta, *self.phi]
         with record_function("backward"):
             gradients = torch.autograd.grad(loss, [*parameters, *sources], allow_unused=True)
+        parallel.average(gradients[: len(parameters)])
         for parameter, gradient in zip(parameters, gradients, strict=False):
             parameter.grad = gradient
         with record_function("optimizer"):
@@ -162,6 +164,7 @@ class SearchStep:
                 output = self.stateless(self.theta, self.precision.layout(x_val))
                 val_loss = self.judge.loss(output.logits, y_val)
             v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
+            parallel.average(v)
         direction = [
             torch.zeros_like(p) if g is None else g if k == most else g * (k / most)
             for g, p, k in zip(v, theta, xi, strict=True)
@@ -183,6 +186,7 @@ class SearchStep:
                 h = finite_difference(
                     self.stateless, self.stateless_pathways, theta, phi, direction, x, taught, y, self.radius
                 )
+        parallel.average([h])  # of the mean loss: what a rank has at its maps is of the sum
         gradient = through_normalisation(h, self.z, self.normalise, self.scale)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
         self.adam.step()
@@ -203,6 +207,9 @@ class SearchStep:
         for state in self.optimizer.state.values():
             if state.get("momentum_buffer") is not None and id(state["momentum_buffer"]) not in known:
                 state["momentum_buffer"] = None  # made by the step that is taken back
+
+    def settle(self) -> None:
+        parallel.settle([self.student, self.pathways], [self.z])
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -16,8 +16,6 @@ from distpro.trials import search_by_trials
 if TYPE_CHECKING:
     from distpro.job import Job
 
-JUDGE_BATCH = 500
-
 
 def by_gradient(job: Job) -> Process:
     """Down the validation loss of one step ahead; the student is thrown away."""
@@ -40,8 +38,8 @@ def by_trials(job: Job) -> Process:
     return search_by_trials(
         lambda seed: job.network(str(config.student), "student", seed=seed),
         job.teacher,
-        train.loader(job.batch_size(), shuffle=True, augment=True, seed=config.seed, drop_last=True),
-        validation.loader(JUDGE_BATCH, shuffle=False, augment=False),
+        job.train_loader(train),
+        job.test_loader(validation),
         config.student_recipe(config.search_epochs),
         job.pathways,
         seeds=range(config.seed, config.seed + config.trial_seeds),
@@ -51,19 +49,20 @@ def by_trials(job: Job) -> Process:
         student_layers=config.student_layers,
         teacher_layers=config.teacher_layers,
         precision=config.precision(),
+        sync_bn=config.sync_bn,
         observer=job.console,
         **{k: v for k, v in job.options("distpro", None).items() if k != "process"},
     )
 
 
 def _by_gradient(job: Job, student: nn.Module, recipe: Recipe, checkpoint: str, **options: Any) -> Process:
-    config, batch = job.config, job.batch_size()
+    config = job.config
     train, validation = _split(job)
     return search(
         student,
         job.teacher,
-        train.loader(batch, shuffle=True, augment=True, seed=config.seed, drop_last=True),
-        validation.loader(batch, shuffle=True, augment=False, seed=config.seed + 1),
+        job.train_loader(train),
+        job.judging_loader(validation),
         recipe,
         image=job.data.shape,
         student_layers=config.student_layers,
@@ -76,6 +75,7 @@ def _by_gradient(job: Job, student: nn.Module, recipe: Recipe, checkpoint: str, 
         precision=config.precision(),
         kd_weight=config.kd_weight or 1.0,
         warm_up=config.warm_up,
+        sync_bn=config.sync_bn,
         normalisation=config.normalisation,
         tau=config.tau,
         hypergradient=config.hypergradient,

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+from distpro import parallel
 from distpro.config import Config, parse
 from distpro.console import Console
 from distpro.env import collect, commit, device_name
@@ -76,6 +77,9 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         "top1": {row["method"]: round(row["top1"], 3) for row in rows},
         "top5": {row["method"]: round(row["top5"], 3) for row in rows},
         "train_seconds": {row["method"]: round(row["seconds"], 2) for row in rows},
+        "images_per_second": {row["method"]: round(row["images_per_second"], 1) for row in rows},
+        "compute_images_per_second": {row["method"]: round(row["compute_images_per_second"], 1) for row in rows},
+        "waiting_for_data": {row["method"]: round(row["waiting"], 4) for row in rows},
         "search_seconds": round(sum(row["search_seconds"] for row in rows), 2),
         "seconds": round(time.perf_counter() - started, 2),
         "output": str(job.folder),
@@ -88,7 +92,10 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
 def main() -> None:
     """The command."""
     config = parse()
-    print(json.dumps(train(config, " ".join(["python -m distpro.train", *sys.argv[1:]]))))
+    result = train(config, " ".join(["python -m distpro.train", *sys.argv[1:]]))
+    if parallel.first():
+        print(json.dumps(result))
+    parallel.end()
 
 
 if __name__ == "__main__":

@@ -329,3 +329,16 @@ def test_arranged_pictures_do_not_overlap_and_keep_the_classes_even():
 def test_arranged_refuses_a_number_that_cannot_be(samples):
     with pytest.raises(UserError, match=f"{samples} training samples: expected 10 "):
         arranged(create_dataset("digits"), samples=samples)
+
+
+def test_noise_instead_of_pictures():
+    data = create_dataset("folder", loader="synthetic", image_size=16, channels_last=True, dtype=torch.bfloat16)
+    assert (data.num_classes, data.shape, len(data.train)) == (1000, (3, 16, 16), 1_281_167)
+    train, val = holdout(data.train, 0.2)
+    assert len(train) + len(val) == len(data.train)
+    loader = val.subset(range(7)).loader(4, shuffle=True, augment=True)
+    (x, y), (rest, last) = loader
+    assert (x.shape, rest.shape, len(y), len(last)) == ((4, 3, 16, 16), (3, 3, 16, 16), 4, 3)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(rest, x[:3])
+    assert len({label.item() for label in y}) > 1

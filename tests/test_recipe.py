@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from distpro.data import create_dataset
 from distpro.distill import DistillStep, distill
 from distpro.distiller import Distiller
+from distpro.errors import UserError
+from distpro.gradient_search import search
 from distpro.loop import Observer
 from distpro.models import create_model
 from distpro.recipe import Recipe
@@ -104,3 +106,40 @@ def test_the_average_is_the_result(tmp_path):
     distill(resumed, None, train, recipe, resume=True, **options)
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_a_batch_in_parts_gives_the_same_step():
+    """Where no BN sees the parts: a student in eval mode."""
+    x, y = next(iter(create_dataset("digits").train.loader(10, shuffle=True, augment=False)))
+    left = []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        distiller = Distiller(create_model("resnet8", 10, 1).double(), image=(1, 8, 8), method="none").eval()
+        step = DistillStep(distiller, Recipe(1, lr=0.1, grad_accum_steps=parts))
+        told = step(x.double(), y, 0.0)
+        left.append([told["loss"], told["task"], *(p.detach() for p in distiller.parameters())])
+    for one, several in zip(*left, strict=True):
+        torch.testing.assert_close(several, one, rtol=1e-10, atol=1e-12)
+
+
+def test_a_search_by_gradient_refuses_parts():
+    model = create_model("resnet8", 10, 1)
+    with pytest.raises(UserError, match="--grad-accum-steps is of the distillation"):
+        search(model, model, [], [], Recipe(1, grad_accum_steps=2))
+
+
+def test_a_training_ends_after_so_many_steps_of_its_schedule(tmp_path):
+    train = create_dataset("digits").train.subset(range(64)).loader(16, shuffle=True, augment=True)
+    rows = {}
+    for most in (None, 6):
+        torch.manual_seed(0)
+        recipe = Recipe(3, lr=0.1, max_steps=most)
+        kept = tmp_path / f"{most}.pt"
+        rows[most] = distill(create_model("resnet8", 10, 1), None, train, recipe, method="none", checkpoint=kept)
+        train.set_epoch(0)
+    assert [row["images"] for row in rows[None]] == [64, 64, 64]
+    assert [row["images"] for row in rows[6]] == [64, 32]  # four steps, and two of the second epoch
+    for key in ("lr", "train_loss"):
+        assert rows[6][0][key] == rows[None][0][key]
+    assert 0 < rows[6][1]["wait_seconds"] < rows[6][1]["seconds"]
+    assert len(torch.load(tmp_path / "6.pt")["history"]) == 1  # the second epoch was not whole

@@ -17,6 +17,7 @@ from distpro.report import sweep_figure, sweep_table, write_csv
 from distpro.sweep import Sweep
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+ENDS = ("result.json", "process.safetensors")  # of a training, of a search
 SMALL = {
     "title": "small",
     "flags": {"teacher": "resnet8", "teacher_checkpoint": "@big", "student": "wrn_10_1", "epochs": 1, "batch_size": 64},
@@ -58,7 +59,7 @@ def test_a_sweep_is_killed_and_goes_on(tmp_path):
     time.sleep(1)
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=60) == 130
-    kept = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name in ENDS}
     assert kept
 
     again = subprocess.run(command(config, "--output", out), capture_output=True, text=True, timeout=600)

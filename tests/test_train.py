@@ -52,10 +52,10 @@ def test_the_job_prints_a_table_and_ends_with_json(job):
     assert json.loads((job[0] / "result.json").read_text()) == result
     assert set(result["top1"]) == {"none", "kd", "reviewkd", "uniform", "distpro"}
     assert result["teacher_top1"] > 50
-    for heading in ("method", "top-1 %", "against alone", "searched process"):
+    for heading in ("method", "top-1 %", "vs alone", "searched process"):
         assert heading in done.stdout
     assert "teacher resnet8: top-1" in done.stdout
-    assert "steps/s" in done.stdout  # plain lines: the output is no terminal
+    assert "img/s, " in done.stdout  # plain lines: the output is no terminal
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
 

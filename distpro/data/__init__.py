@@ -50,9 +50,9 @@ def create_dataset(
 
     `image_size`: side of the batches in pixels, None for the data set's own. `device`: where batches arrive;
     CIFAR and digits live there altogether. `num_workers`: processes that read a 'folder' (None: one a core,
-    at most 8; 0: none, this process reads), or DALI's threads. `loader`: 'dali' or 'torchvision', for a 'folder'
-    (None: DALI where it is installed). `dtype` (float32, float16 or bfloat16) and `channels_last`: of the batches
-    of a 'folder'; the loaders write them so, DALI without a copy, except for bfloat16, which it does not know.
+    at most 8; 0: none, this process reads), or DALI's threads. `loader`: 'dali', 'torchvision' or 'synthetic', for
+    a 'folder' (None: DALI where it is installed). `dtype` (float32, float16 or bfloat16) and `channels_last`: of the
+    batches of a 'folder'; the loaders write them so, DALI without a copy, except for bfloat16, which it does not know.
     UserError for an unknown name, a folder that is absent or not as it should be, a damaged file.
     """
     if name not in DATASETS:

@@ -89,12 +89,17 @@ class Loader(ABC):
 
     def _plan(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor]]:
         """(step, rows of the split [N] int64) for every batch of `epoch` from `start` on."""
+        for step, rows in self._plan_of_all(epoch, start):
+            yield step, rows[self._rank :: self._ranks]
+
+    def _plan_of_all(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor]]:
+        """The same with the rows of all ranks; this one's are every `_ranks`-th from `_rank` on."""
         order = torch.arange(self._size)
         if self._shuffle:
             order = torch.randperm(self._size, generator=generator(self._seed, epoch))
-        order = order[self._rank :: self._ranks]
+        together = self._batch_size * self._ranks
         for step in range(start, self._steps):
-            yield step, order[step * self._batch_size : (step + 1) * self._batch_size]
+            yield step, order[step * together : (step + 1) * together]
 
 
 class Split(ABC):

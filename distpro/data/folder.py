@@ -15,9 +15,10 @@ from torch import Tensor
 from ..errors import UserError, nearest, unknown
 from .base import Dataset, Request, absent, stratified
 from .pictures import Pictures, Recipe, size_of
+from .synthetic import synthetic
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-LOADERS = ("dali", "torchvision")
+LOADERS = ("dali", "torchvision", "synthetic")
 EXPECTED = "train/<class>/*.jpg with val/<class>/* (or test), or <class>/*.jpg alone, which is then split 80/20"
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: picture, class and box, a tab between
 
@@ -31,8 +32,10 @@ def folder(request: Request) -> Dataset:
 
     Without `image_size` the batches are 224x224, or, where all pictures are small squares of one size
     (Tiny-ImageNet), of that size. See `pictures.Recipe` for what is done to them. UserError for a folder that
-    is absent, empty or of another form, and, while reading, for a damaged picture.
+    is absent, empty or of another form, and, while reading, for a damaged picture. The loader "synthetic" reads none.
     """
+    if request.loader == "synthetic":
+        return synthetic(request)
     root, name = request.folder(EXPECTED), request.name
     parts = _folders(root)
     if "train" in parts and not _listed(root / "train"):

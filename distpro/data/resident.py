@@ -68,9 +68,9 @@ class ResidentLoader(Loader):
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         device = self._padded.device
-        for step, rows in self._plan(epoch, start):
-            key = (self._seed, epoch, step * self._ranks + self._rank)
-            draws = draw(rows, self._recipe, key if self._augment else None)
+        for step, rows in self._plan_of_all(epoch, start):
+            key = (self._seed, epoch, step) if self._augment else None
+            draws = draw(rows, self._recipe, key)[:, self._rank :: self._ranks].contiguous()
             if device.type == "cuda":
                 draws = draws.pin_memory()  # else the copy would wait for the device
             draws = draws.to(device, non_blocking=True)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distpro import parallel
+
 
 class Metrics(NamedTuple):
     """Percent right at the first guess and within five, and the mean cross-entropy."""
@@ -30,20 +32,22 @@ class Classification:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-        """The model in eval mode over the whole loader; its mode is put back. Logits may come as an `Output`."""
+        """The model in eval mode over the whole loader; its mode is put back. Logits may come as an `Output`.
+
+        Each process of a job has its share in its loader; what is given is of all of them.
+        """
         mode = model.training
         model.eval()
-        sums, count = None, 0
+        sums = torch.zeros(4, dtype=torch.float64, device=next(model.parameters(), torch.zeros(0)).device)
         for x, y in loader:
             out = model(x)
             logits = out if isinstance(out, Tensor) else out.logits
             hits = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]
             loss = F.cross_entropy(logits, y, reduction="sum").double()
-            part = torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss])
-            sums = part if sums is None else sums + part
-            count += len(y)
+            sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss, loss.new_tensor(len(y))])
         model.train(mode)
-        if sums is None:
+        *values, count = parallel.total(sums).tolist()
+        if not count:
             raise ValueError("nothing to evaluate: the loader is empty")
-        top1, top5, total = (sums / count).tolist()
+        top1, top5, total = (value / count for value in values)
         return Metrics(100 * top1, 100 * top5, total)

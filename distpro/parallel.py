@@ -1,0 +1,198 @@
+"""One job in several processes, one a GPU, as torchrun starts them: `torchrun --nproc-per-node=8 -m distpro.train ...`
+
+Every process runs the same program on its share of each batch. What makes them one job is here: gradients, losses and
+statistics are averaged, and rank 0 alone speaks and writes. In a process of its own, all of this does nothing.
+
+Gradients are averaged after the backward, not by DistributedDataParallel during it: the search takes its gradients
+from `torch.autograd.grad`, which DDP's hooks do not see, and a dropped pathway has none, which DDP must search for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from distpro.errors import UserError
+
+T = TypeVar("T")
+
+
+def begin(device: torch.device) -> torch.device:
+    """Join the processes that torchrun started; gives this one's device. Without torchrun: `device`, as it is."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def end() -> None:
+    """Leave the other processes, once all of them are done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def first() -> bool:
+    """Whether this process is the one that speaks and writes."""
+    return rank() == 0
+
+
+def _reduced(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, in place."""
+    try:
+        dist.all_reduce(tensor)
+    except RuntimeError as error:
+        raise UserError(
+            f"rank {rank()} of {ranks()} lost another process of the job, whose own message says why; "
+            f"--resume goes on from the last whole epoch ({str(error).splitlines()[0]})"
+        ) from error
+    return tensor
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, as a new tensor."""
+    return tensor if ranks() == 1 else _reduced(tensor.clone())
+
+
+@torch.no_grad()
+def average(tensors: Iterable[Tensor | None]) -> None:
+    """Let each tensor be its mean over the ranks, in place; None, on every rank, is left alone. One call a dtype."""
+    if ranks() == 1:
+        return
+    alike: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if tensor is not None:
+            alike[tensor.dtype].append(tensor)
+    for group in alike.values():
+        flat = _reduced(torch.cat([tensor.reshape(-1) for tensor in group])) / ranks()
+        parts = flat.split([tensor.numel() for tensor in group])
+        torch._foreach_copy_(group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)])
+
+
+def said(value: T) -> T:
+    """What rank 0 says it is."""
+    if ranks() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """`tensor` of every rank, `[ranks, ...]`; it may lie on any device."""
+    if ranks() == 1:
+        return tensor[None]
+    boxes: list[Any] = [None] * ranks()
+    dist.all_gather_object(boxes, tensor.cpu())
+    return torch.stack(boxes)
+
+
+def settle(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
+    """At the end of an epoch: one set of BN statistics for all ranks, their mean, as timm's `--dist-bn reduce`.
+
+    A `UserError` where parameters, or `others`, are not the same on every rank: they have to be, bit for bit, since
+    each rank moved them by the same averaged gradients.
+    """
+    if ranks() == 1:
+        return
+    average(b for module in modules for b in module.buffers() if b.is_floating_point())
+    values = [p.detach() for module in modules for p in module.parameters()] + list(others)
+    sums = torch.stack([value.double().sum() for value in values])
+    if not bool((gathered(sums) == sums.cpu()).all()):
+        raise UserError(f"rank {rank()}: the networks of the {ranks()} processes have come apart; this is a fault")
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over the ranks, with both derivatives: of a loss that is the sum of the ranks' own losses."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _reduced(tensor.clone()) / ranks()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _reduced(gradient.clone()) / ranks()
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return _reduced(tangent.clone()) / ranks()
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """BN over the batches of all ranks together, which have the same size; see `synchronise`.
+
+    torch.nn.SyncBatchNorm runs on no CPU and has no forward mode, which the exact hypergradient needs.
+    The statistics are of at least float32; E[x^2] - E[x]^2 loses a digit where the mean is three deviations.
+    """
+
+    drop: Any = None
+    act: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or ranks() == 1:
+            return self._after(super().forward(x))
+        wide = x.float() if x.element_size() < 4 else x
+        axes = [d for d in range(x.ndim) if d != 1]
+        moments = _Mean.apply(torch.cat([wide.mean(axes), wide.square().mean(axes)]))
+        mean, square = moments.chunk(2)
+        variance = square - mean.square()
+        self._remember(mean.detach(), variance.detach(), ranks() * x.numel() // x.shape[1])
+        scale = (variance + self.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        return self._after((wide * scale.view(shape) + shift.view(shape)).to(x.dtype))
+
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            weight = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+            unbiased = variance * (count / max(1, count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
+
+    def _after(self, x: Tensor) -> Tensor:
+        """timm has the activation in the normalisation."""
+        return x if self.act is None else self.act(self.drop(x))
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of dimensions."""
+
+
+def synchronise(module: nn.Module) -> None:
+    """Replace every BN in `module` by a `SyncBatchNorm` of the same parameters and buffers; its keys stay."""
+    for name, child in module.named_children():
+        if isinstance(child, SyncBatchNorm):
+            continue
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            bn = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+            bn.weight, bn.bias = child.weight, child.bias
+            for buffer, value in child.named_buffers(recurse=False):
+                bn.register_buffer(buffer, value)
+            for part in ("drop", "act"):
+                if hasattr(child, part):
+                    setattr(bn, part, getattr(child, part))
+            setattr(module, name, bn.train(child.training))
+        else:
+            synchronise(child)

@@ -1,0 +1,75 @@
+"""What tests/test_parallel.py runs in one process and in two: a few steps in float64, and what they leave in a file."""
+
+import sys
+
+import torch
+
+from distpro import parallel
+from distpro.data import create_dataset
+from distpro.distill import DistillStep
+from distpro.distiller import Distiller
+from distpro.features import Features, Teacher
+from distpro.loop import fit
+from distpro.models import create_model
+from distpro.pathways import Pathways, all_pathways
+from distpro.recipe import Recipe
+from distpro.search_step import SearchStep
+from distpro.tasks import Classification
+
+IMAGE, RECIPE, BATCH = (1, 8, 8), Recipe(1, lr=0.05), 32
+
+
+class Doubles:
+    """This process's share of a data set's batches, in float64."""
+
+    def __init__(self, split, rows, augment):
+        loader = split.subset(range(rows)).loader(BATCH // parallel.ranks(), shuffle=True, augment=augment, seed=3)
+        self.loader = loader.shard(parallel.rank(), parallel.ranks())
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        return ((x.double(), y) for x, y in self.loader)
+
+
+def pair():
+    torch.manual_seed(0)
+    return create_model("wrn_10_1", 10, 1).double(), create_model("resnet8", 10, 1).double()
+
+
+def left_by(step, modules, others=()):
+    values = {f"{i}.{k}": v for i, module in enumerate(modules) for k, v in module.state_dict().items()}
+    train = Doubles(create_dataset("digits").train, 4 * BATCH, True)
+    history = fit(step, train, RECIPE.scheduler(step.optimizer, len(train)), 1)
+    metrics = Classification().evaluate(modules[0], Doubles(create_dataset("digits").test, 5 * BATCH - 3, False))
+    told = torch.tensor([history[0]["train_loss"], *metrics], dtype=torch.float64)
+    return values | {"told": told} | dict(others)
+
+
+def searched(hypergradient):
+    student, teacher = pair()
+    reader, frozen = Features(student, IMAGE).train(), Teacher(teacher, IMAGE)
+    blocks = Pathways(all_pathways(3, 3, "AE"), reader.shapes, frozen.shapes).double()
+    for part in (reader, blocks):
+        parallel.synchronise(part)
+    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
+    judges = Doubles(create_dataset("digits").test, 4 * BATCH, False)
+    options = {"steps": 4, "hypergradient": hypergradient, "radius": 1e-4}
+    step = SearchStep(reader, frozen, blocks, optimizer, judges, **options)
+    return left_by(step, [student, blocks], {"z": step.z, "record": step.z_record})
+
+
+def distilled(method, parts=1):
+    student, teacher = pair()
+    distiller = Distiller(student, teacher, image=IMAGE, method=method, sync_bn=parts == 1).double().train()
+    step = DistillStep(distiller, Recipe(1, lr=0.05, ema=0.9, grad_accum_steps=parts))
+    return left_by(step, [student, distiller.method, step.average])
+
+
+if __name__ == "__main__":
+    parallel.begin(torch.device("cpu"))
+    results = {name: searched(name) for name in ("exact", "finite-difference")}
+    results |= {name: distilled(name) for name in ("none", "distpro", "reviewkd")}
+    torch.save(results, sys.argv[1] + str(parallel.rank()))
+    parallel.end()

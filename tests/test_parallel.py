@@ -1,0 +1,120 @@
+"""Several processes give what one gives; one that dies ends the job with a sentence. Real torchrun, real gloo."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distpro import parallel
+
+HERE = Path(__file__).parent
+PATIENCE = 300  # seconds
+
+
+def torchrun(ranks, *words, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def ended(process, code=0):
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """What tests/ranks.py left: of one process, and of each of two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    subprocess.run([sys.executable, HERE / "ranks.py", folder / "one-"], check=True, timeout=PATIENCE)
+    ended(torchrun(2, str(HERE / "ranks.py"), str(folder / "two-")))
+    return [torch.load(folder / name) for name in ("one-0", "two-0", "two-1")]
+
+
+@pytest.mark.parametrize("what", ["exact", "finite-difference", "none", "distpro", "reviewkd"])
+def test_two_processes_are_one(left, what):
+    one, *two = (values[what] for values in left)
+    for key, value in one.items():
+        for other in two:
+            torch.testing.assert_close(other[key], value, rtol=1e-9, atol=1e-11, msg=lambda text, k=key: f"{k}: {text}")
+
+
+def test_the_search_moved(left):
+    z = left[1]["exact"]["z"]
+    assert (z != 1).all()
+    torch.testing.assert_close(z, left[1]["finite-difference"]["z"], rtol=1e-3, atol=1e-3)
+
+
+DIGITS = ["-m", "distpro.train", "--epochs", "2", "--device", "cpu"]
+
+
+def test_the_main_job_in_two_processes(tmp_path):
+    """Search and distillation through the command; one process writes and speaks."""
+    words = [*DIGITS, "--method", "distpro", "--search-epochs", "1", "--teacher-epochs", "1", "--output", str(tmp_path)]
+    out, _ = ended(torchrun(2, *words))
+    result = json.loads(out.splitlines()[-1])
+    assert out.count("report:") == 1
+    assert result["top1"]["distpro"] > 50
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"args.yaml", "result.json", "summary.csv", "process.safetensors", "student.safetensors", "last.pt"}
+    assert not [name for name in names if name.startswith(".")]
+    resumed = subprocess.run(
+        [sys.executable, *words, "--resume"], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert resumed.returncode == 2
+    assert "of a job of 2 processes, not 1" in resumed.stderr
+
+
+def test_a_batch_that_cannot_be_shared():
+    _, err = ended(torchrun(2, *DIGITS, "--method", "none", "--batch-size", "15"), code=1)  # the launcher's own code
+    assert len(re.findall("distpro: error: --batch-size is that of all processes together: 15 cannot", err)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a job in /proc")
+def test_a_process_that_dies_ends_the_job(tmp_path):
+    job = torchrun(2, *DIGITS, "--method", "none", "--epochs", "500", "--output", str(tmp_path))
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "last.pt").exists():
+        assert time.monotonic() < deadline
+        assert job.poll() is None
+        time.sleep(0.2)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    victim = next(
+        int(child) for child in children if b"RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes()
+    )
+    os.kill(victim, signal.SIGKILL)
+    _, err = ended(job, code=1)
+    assert "SIGKILL" in err or "lost another process" in err
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["history"]
+
+
+def test_in_a_process_of_its_own_nothing_happens():
+    x = torch.ones(3)
+    parallel.average([x, None])
+    assert parallel.total(x) is x
+    assert (parallel.rank(), parallel.ranks(), parallel.first(), parallel.said(7)) == (0, 1, True, 7)
+    assert parallel.begin(torch.device("cpu")) == torch.device("cpu")
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "MobileNetV2"])
+def test_synchronised_normalisations_keep_the_keys(name):
+    from distpro.models import create_model
+
+    model = create_model(name, 10, 3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = model.eval()(x := torch.randn(2, 3, 32, 32))
+    parallel.synchronise(model)
+    assert list(model.state_dict()) == list(before)
+    assert any(isinstance(module, parallel.SyncBatchNorm) for module in model.modules())
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
