@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ class Features(nn.Module):
         self.pooled = pooled
         self.layers = tuple(layers or ())
         self.indices: list[int] | None = None
+        self._plain_head = False
         self._caught: dict[str, Tensor] = {}
         if self.layers:
             self._hook(self.layers)
@@ -53,10 +55,13 @@ class Features(nn.Module):
                 f"{type(model).__name__} has no forward_intermediates: name the layers to read, for instance "
                 f"{', '.join(name for name, _ in model.named_children())}"
             )
+        elif pooled and not hasattr(model, "get_classifier"):
+            raise UserError(f"{type(model).__name__} has no classifier, so there is no pooled feature either")
         probe = self._dry(image)
         if not self.layers:
             found = probe.maps[:-1] if pooled else probe.maps
             self.indices = _stages_of([tuple(m.shape[1:]) for m in found])
+            self._plain_head = pooled and self._has_plain_head(image)
             probe = self._dry(image)
         self.shapes: list[Shape] = [(m.shape[1], m.shape[2], m.shape[3]) for m in probe.maps]
         self.classes = probe.logits.shape[1]
@@ -69,6 +74,9 @@ class Features(nn.Module):
     def _read(self, model: Any, x: Tensor) -> Output:
         if self.layers:
             logits = model(x)
+            missing = [name for name in self.layers if name not in self._caught]
+            if missing:
+                raise UserError(f"layer '{missing[0]}' of {type(model).__name__} was not run by its forward")
             maps = [_as_map(self._caught.pop(name), name) for name in self.layers]
             if self.pooled:
                 maps.append(maps[-1].mean((2, 3), keepdim=True))
@@ -76,10 +84,10 @@ class Features(nn.Module):
         final, maps = model.forward_intermediates(x, indices=self.indices)
         if not self.pooled:
             return Output(model.forward_head(final), list(maps))
-        # The classifier on the pooled feature, not the whole head once more: some heads hold a BN, and it must
-        # see a batch once.
         feature = model.forward_head(final, pre_logits=True)
-        return Output(model.get_classifier()(feature), [*maps, feature[:, :, None, None]])
+        # The whole head once more only where it must be: some heads hold a BN, and it must see a batch once.
+        logits = model.get_classifier()(feature) if self._plain_head else model.forward_head(final)
+        return Output(logits, [*maps, feature[:, :, None, None]])
 
     def _hook(self, layers: Sequence[str]) -> None:
         names = [name for name, _ in self.model.named_modules() if name]
@@ -92,14 +100,38 @@ class Features(nn.Module):
 
     def _dry(self, image: Shape) -> Output:
         """One forward in eval mode without gradients: no buffer moves, no mode changes."""
+        with self._dry_run(image) as x:
+            return self._read(self.model, x)
+
+    def _has_plain_head(self, image: Shape) -> bool:
+        """Whether the classifier on the pooled feature is all that the head runs.
+
+        It is not where there are two classifiers (distilled ViTs), the head reads the tokens too (VOLO), a norm comes
+        between (EfficientViT-M), or the classifier is a convolution (DLA).
+        """
+        model: Any = self.model
+        with self._dry_run(image) as x:
+            final, _ = model.forward_intermediates(x, indices=self.indices)
+            whole = _weights_run(model, lambda: model.forward_head(final))
+            try:
+                plain = _weights_run(model, lambda: model.get_classifier()(model.forward_head(final, pre_logits=True)))
+            except Exception:  # the classifier is a tuple, a list, or wants another shape
+                return False
+        return plain == whole
+
+    @contextmanager
+    def _dry_run(self, image: Shape) -> Iterator[Tensor]:
         modes = {module: module.training for module in self.modules()}
         parameter = next(self.model.parameters(), torch.zeros(()))
         try:
             self.eval()
             with torch.no_grad():
-                return self._read(self.model, parameter.new_zeros((1, *image)))
-        except KeyError as error:
-            raise UserError(f"layer {error} of {type(self.model).__name__} was not run by its forward") from error
+                yield parameter.new_zeros((1, *image))
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise UserError(f"{type(self.model).__name__} does not run on pictures {list(image)}: {reason}") from error
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -159,6 +191,22 @@ def same_classes(student: Features, teacher: Features, what: str) -> None:
         raise UserError(
             f"{what} compares logits: the teacher has {teacher.classes} classes, the student {student.classes}"
         )
+
+
+def _weights_run(model: nn.Module, call: Callable[[], Any]) -> set[nn.Module]:
+    """The submodules with parameters or buffers of their own that `call` runs."""
+    run: set[nn.Module] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs: run.add(module))
+        for module in model.modules()
+        if [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    ]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return run
 
 
 def _stages_of(shapes: list[tuple[int, ...]]) -> list[int]:

@@ -131,7 +131,8 @@ def finite_difference(
     assert isinstance(module, Pathways)
 
     def losses(shifted: Sequence[Tensor]) -> Tensor:
-        return pathways(phi, module.sources(student(shifted, x)), teacher, target, x.new_ones(len(module)))[1]
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):  # both passes drop out the same
+            return pathways(phi, module.sources(student(shifted, x)), teacher, target, x.new_ones(len(module)))[1]
 
     difference = losses(plus) - losses(minus)
     return torch.where(epsilon == 0, 0, difference / (2 * epsilon))
