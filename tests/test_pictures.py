@@ -107,7 +107,7 @@ def test_folders_that_are_none(tmp_path, photos):
         with pytest.raises(UserError, match=match):
             create_dataset("folder", root)
 
-    refused("no folder '.*/photos': did you mean '.*/photos0'", photos.parent / "photos")
+    refused(r"no folder '.*/photos': did you mean '.*/photos\d'", photos.parent / "photos")
     (tmp_path / "set/train/ant").mkdir(parents=True)
     (tmp_path / "set/validation/ant").mkdir(parents=True)
     refused("neither 'val' nor 'test' \\(rename 'validation'")

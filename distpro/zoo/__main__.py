@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,9 @@ COLUMNS = {
 }
 
 
+WIDTH = 160  # where the output is no terminal
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m distpro.zoo", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print everything that is known as one JSON object")
@@ -25,10 +29,11 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(known, indent=2))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     for kind, entries in known.items():
         table = Table(title=f"--{kind} zoo:NAME", title_justify="left")
-        for heading in ("NAME", *COLUMNS[kind]):
+        table.add_column("NAME", no_wrap=True)
+        for heading in COLUMNS[kind]:
             table.add_column(heading.replace("_", " "))
         for name, told in entries.items():
             table.add_row(name, *(str(told.get(column, "")) for column in COLUMNS[kind]))
