@@ -60,10 +60,10 @@ def searched(hypergradient):
     return left_by(step, [student, blocks], {"z": step.z, "record": step.z_record})
 
 
-def distilled(method, parts=1):
+def distilled(method):
     student, teacher = pair()
-    distiller = Distiller(student, teacher, image=IMAGE, method=method, sync_bn=parts == 1).double().train()
-    step = DistillStep(distiller, Recipe(1, lr=0.05, ema=0.9, grad_accum_steps=parts))
+    distiller = Distiller(student, teacher, image=IMAGE, method=method, sync_bn=True).double().train()
+    step = DistillStep(distiller, Recipe(1, lr=0.05, ema=0.9))
     return left_by(step, [student, distiller.method, step.average])
 
 

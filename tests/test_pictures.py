@@ -102,12 +102,13 @@ def test_one_pass_at_a_time(photos, loader):
         next(first)
 
 
-def test_folders_that_are_none(tmp_path, photos):
+def test_folders_that_are_none(tmp_path):
     def refused(match: str, root: Path = tmp_path / "set") -> None:
         with pytest.raises(UserError, match=match):
             create_dataset("folder", root)
 
-    refused(r"no folder '.*/photos': did you mean '.*/photos\d'", photos.parent / "photos")
+    (tmp_path / "beside/photos0").mkdir(parents=True)
+    refused("no folder '.*/photos': did you mean '.*/photos0'", tmp_path / "beside/photos")
     (tmp_path / "set/train/ant").mkdir(parents=True)
     (tmp_path / "set/validation/ant").mkdir(parents=True)
     refused("neither 'val' nor 'test' \\(rename 'validation'")

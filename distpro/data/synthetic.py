@@ -43,10 +43,8 @@ class SyntheticLoader(Loader):
         self._y = split.labels[torch.linspace(0, len(split) - 1, count).long()].to(request.device)
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
-        mine = len(range(self._rank, self._size, self._ranks))
-        for step in range(start, self._steps):
-            count = min(self._batch_size, mine - step * self._batch_size)
-            yield self._x[:count], self._y[:count]
+        for _, rows in self._plan(epoch, start):
+            yield self._x[: len(rows)], self._y[: len(rows)]
 
 
 def synthetic(request: Request) -> Dataset:

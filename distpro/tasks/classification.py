@@ -38,16 +38,18 @@ class Classification:
         """
         mode = model.training
         model.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=next(model.parameters(), torch.zeros(0)).device)
+        sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters(), torch.zeros(0)).device)
+        count = 0
         for x, y in loader:
             out = model(x)
             logits = out if isinstance(out, Tensor) else out.logits
             hits = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]
             loss = F.cross_entropy(logits, y, reduction="sum").double()
-            sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss, loss.new_tensor(len(y))])
+            sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss])
+            count += len(y)  # on the host: moving it would wait for the device at every batch
         model.train(mode)
-        *values, count = parallel.total(sums).tolist()
-        if not count:
+        *values, pictures = parallel.total(torch.cat([sums, sums.new_tensor([count])])).tolist()
+        if not pictures:
             raise ValueError("nothing to evaluate: the loader is empty")
-        top1, top5, total = (value / count for value in values)
+        top1, top5, total = (value / pictures for value in values)
         return Metrics(100 * top1, 100 * top5, total)
