@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distpro.graphs import WARM_UPS
+from distpro.loop import Observer
 from distpro.models import create_model
 from distpro.pathways import Pathway, all_pathways
+from distpro.planned_step import graphed
 from distpro.process import Process
 
 IMAGE = (3, 32, 32)
@@ -42,3 +45,12 @@ def dropping() -> Process:
 
 # Of the dropping process, with the share of the training that is nearest to each.
 MOMENTS = {0.0: 1 / 6, 1 / 3: 1 / 3, 2 / 3: 1 / 3, 1.0: 1 / 6}
+
+
+def as_run(step, device, *calls):
+    """The step as a training runs it: on a GPU as graphs, captured here by calls with these arguments."""
+    step = graphed(step, device, Observer())
+    for arguments in calls if device.type == "cuda" else ():
+        for _ in range(WARM_UPS + 1):
+            step(*arguments)
+    return step

@@ -68,7 +68,7 @@ part registers 10 "$python" benchmarks/ptxas_report.py
 
 # Only what the native layer serves: other tests may need packages that such a machine lacks.
 pytest tests 90 tests/test_native.py tests/test_native_ops.py tests/test_native_autograd.py tests/test_ops.py \
-  tests/test_cuda_ops.py -m "not slow" --junitxml="$out/tests.xml"
+  tests/test_cuda_ops.py tests/test_graphs.py -m "not slow" --junitxml="$out/tests.xml"
 
 if command -v compute-sanitizer >/dev/null; then
   sanitizer memcheck 55

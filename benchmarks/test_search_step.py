@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import IMAGE, PATHS, batch, pair
+from networks import IMAGE, PATHS, as_run, batch, pair
 
 from distpro import Recipe
 from distpro.features import Features, Teacher
@@ -83,8 +83,10 @@ def test_search_step(race, device, request, benchmark):
     (x, y), validation = batch(count, device), batch(count, device, 1)
     train = step_of(device, validation, alpha_every=10**9)
     train(x, y, 0.0)  # the one step at which its z moves
-    exact, difference = step_of(device, validation), step_of(device, validation, hypergradient="finite-difference")
-    fast = step_of(device, validation, precision=BF16)
+    call = (x, y, 0.0)
+    train, exact = as_run(train, device, call), as_run(step_of(device, validation), device, call)
+    difference = step_of(device, validation, hypergradient="finite-difference")
+    fast = as_run(step_of(device, validation, precision=BF16), device, call)
     literal = LiteralSearch(*parts(device), validation)
     steps = {
         "train": lambda: train(x, y, 0.0),
@@ -93,9 +95,13 @@ def test_search_step(race, device, request, benchmark):
         "exact, bfloat16": lambda: fast(x, y, 0.0),
         "literal": lambda: literal(x, y),
     }
+    pairs = [("exact", "train"), ("literal", "exact"), ("finite-difference", "exact"), ("exact", "exact, bfloat16")]
+    if device.type == "cuda":
+        eager = step_of(device, validation)
+        steps["exact, without graphs"] = lambda: eager(x, y, 0.0)
+        pairs.append(("exact, without graphs", "exact"))
     wrong = errors(device)
     ratio = race(steps, "exact", batch=count, relative_error=wrong, goals=GOALS[device.type])
-    pairs = [("exact", "train"), ("literal", "exact"), ("finite-difference", "exact"), ("exact", "exact, bfloat16")]
     benchmark.extra_info["ratios"] = {f"{a} / {b}": ratio[a][b] for a, b in pairs}
     print("", benchmark.extra_info["ratios"], benchmark.extra_info["milliseconds"], wrong, sep="\n")
     assert wrong["exact"] < 1e-3

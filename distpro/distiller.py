@@ -29,6 +29,7 @@ class Distiller(nn.Module):
     precision: see `Precision`; plain float32 by default.
     sync_bn: BN of the student and of the method's blocks over all processes of a job (see `distpro.parallel`).
     label_smoothing: of the cross-entropy.
+    compile: let `torch.compile` have the student, and each block of the method; the keys of both stay.
     steps: how many training calls there will be: calls in train mode are counted, and where the training stands
         decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`.
 
@@ -53,6 +54,7 @@ class Distiller(nn.Module):
         precision: Precision = PLAIN,
         label_smoothing: float = 0.0,
         sync_bn: bool = False,
+        compile: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -77,6 +79,8 @@ class Distiller(nn.Module):
             precision.lay_out(part)
             if sync_bn:
                 parallel.synchronise(part)
+        for module in (self.student, *self.method.parts()) if compile else ():
+            module.compile()
         self.task = Classification(label_smoothing)
         self.steps = steps
         self.calls = 0

@@ -37,7 +37,7 @@ LABELS = {
 FOUND = ("search", "uniform", "online")  # processes that are no files
 TEST_BATCH = 500
 # Where and how fast a run is, not what it is.
-ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data", "cuda_graphs")
+ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data", "cuda_graphs", "compile")
 MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
 
 
@@ -252,6 +252,7 @@ class Job:
             precision=config.precision(),
             sync_bn=config.sync_bn,
             cuda_graphs=config.cuda_graphs,
+            compile=config.compile,
             **self.options(method, process),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -42,6 +43,10 @@ class Method(nn.Module):
     def moment(self, progress: float) -> Moment:
         """What is needed at this moment, 0 at the first step and 1 at the last; by default the whole teacher."""
         return Moment()
+
+    def parts(self) -> Iterable[nn.Module]:
+        """The modules it runs one by one, each of which can be compiled; no graph then holds more than one."""
+        return ()
 
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         """The weighted loss terms of a batch by name.

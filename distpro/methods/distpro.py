@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distpro.features import Features, Output, Teacher, same_classes
 from distpro.methods.base import Method, Moment
@@ -51,6 +51,9 @@ class DistPro(Method):
             depth = None  # to the logits
         scale = self.scale * warmed(progress, self.warm_up)
         return Moment(scale * weights[list(active)], depth, active)
+
+    def parts(self) -> Iterable[nn.Module]:
+        return self.paths.blocks.values()
 
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         if teacher is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -63,6 +65,9 @@ class ReviewKD(Method):
 
     def moment(self, progress: float) -> Moment:
         return Moment(torch.full((len(self.fusions),), self.kd_weight * warmed(progress, self.warm_up)))
+
+    def parts(self) -> Iterable[nn.Module]:
+        return self.fusions
 
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         assert teacher is not None
