@@ -59,6 +59,8 @@ class Job:
             num_workers=config.workers,
             loader=config.loader,
             channels_last=config.channels_last,
+            mean=config.mean,
+            std=config.std,
         )
         self.data = arranged(whole, config.eval_split, samples=config.train_samples)
         name, weights = str(config.teacher), config.teacher_checkpoint

@@ -9,8 +9,8 @@ import torch
 from drawn import LOADERS, SHARED, needs_dali, save
 from PIL import Image
 
-from distpro.data import create_dataset
-from distpro.data.pictures import STD, draw, random_window
+from distpro.data import STD, create_dataset
+from distpro.data.pictures import draw, random_window
 from distpro.errors import UserError
 
 LEVEL = 1.01  # of 255: both round, so that they may differ by one

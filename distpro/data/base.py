@@ -17,6 +17,9 @@ from ..errors import UserError, nearest
 
 Batch: TypeAlias = tuple[Tensor, Tensor]  # x [N, C, H, W], normalised, float32 unless asked otherwise; y int64 [N]
 Rows: TypeAlias = Tensor | np.ndarray | Sequence[int]
+Channels: TypeAlias = tuple[float, float, float]  # red, green, blue
+MEAN: Channels = (0.485, 0.456, 0.406)  # ImageNet's
+STD: Channels = (0.229, 0.224, 0.225)
 
 
 def mixed(*key: int) -> int:
@@ -152,6 +155,8 @@ class Request:
     loader: str | None = None
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    mean: Channels = MEAN
+    std: Channels = STD
 
     def folder(self, expected: str) -> Path:
         """`root`, where it is a folder; else the UserError that says what was `expected` there."""

@@ -20,7 +20,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from ..errors import UserError
 from .base import Batch, Loader, mixed
-from .pictures import MEAN, STD, TRIES, Pictures, Recipe, decoded, draw
+from .pictures import TRIES, Pictures, Recipe, decoded, draw
 
 AHEAD = 2  # batches that DALI works on while one is used
 Order = tuple[list[np.ndarray], ...]  # of one batch: paths uint8 [N][bytes], and numbers float64 [N][2 * TRIES + 3]
@@ -189,7 +189,7 @@ def _pipeline(source: Any, recipe: Recipe, augment: bool, decoder: str, layout: 
             picture = fn.slice(
                 picture, start=shift, shape=(size, size), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
             )
-    mean, std = ([255 * value for value in values] for values in (MEAN, STD))
+    mean, std = ([255 * value for value in values] for values in (recipe.mean, recipe.std))
     x = fn.crop_mirror_normalize(picture, mirror=mirror, mean=mean, std=std, dtype=dtype, output_layout=layout)
     return x, fn.cat(file[:2], file[-2:])
 
