@@ -63,6 +63,9 @@ class Config:
     """Folder of the data set."""
     image_size: int | None = None
     """Side of the pictures in pixels; the data set's own by default."""
+    size_schedule: tuple[int, ...] = ()
+    """Sides of the pictures in the distillation, which is divided evenly among them: 160 192 224. All else, top-1 too,
+    is at --image-size."""
     mean: tuple[float, float, float] | None = None
     """Of red, green and blue in 0 to 1, by which the pictures of a folder are normalised; those of the weights that
     --teacher-pretrained takes, else ImageNet's."""
@@ -249,6 +252,8 @@ def fill(config: Config) -> Config:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {filled.val_fraction}")
     if not 0 <= filled.warm_up <= 1:
         raise UserError(f"--warm-up must lie between 0 and 1, got {filled.warm_up}")
+    if filled.size_schedule and online:
+        raise UserError("--size-schedule is of a distillation whose process is known: not of --process online")
     if filled.resume and filled.output is None:
         raise UserError("--resume needs the --output folder that it is to go on with")
     if filled.teacher_checkpoint and filled.teacher_pretrained:

@@ -98,6 +98,10 @@ class Features(nn.Module):
                 lambda module, inputs, output, name=name: self._caught.__setitem__(name, output)
             )
 
+    def check(self, image: Shape) -> None:
+        """A `UserError` where the network does not run on pictures `[C, H, W]`."""
+        self._dry(image)
+
     def _dry(self, image: Shape) -> Output:
         """One forward in eval mode without gradients: no buffer moves, no mode changes."""
         with self._dry_run(image) as x:

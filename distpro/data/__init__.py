@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UserError, unknown
 from ..precision import DTYPES
-from .base import MEAN, STD, Channels, Dataset, Loader, Request, Split, arranged, holdout
+from .base import MEAN, STD, Channels, Dataset, Growing, Loader, Request, Split, arranged, holdout
 from .cifar import cifar10, cifar100
 from .digits import digits
 from .folder import LOADERS, default_loader, folder
@@ -21,6 +21,7 @@ __all__ = [
     "MEAN",
     "STD",
     "Dataset",
+    "Growing",
     "Loader",
     "Split",
     "arranged",

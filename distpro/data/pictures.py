@@ -122,6 +122,9 @@ class Pictures(Split):
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
+    def sized(self, side: int) -> Pictures:
+        return replace(self, recipe=replace(self.recipe, image_size=side))
+
     def _take(self, rows: Tensor) -> Pictures:
         return replace(self, files=self.files[rows.numpy()], labels=self.labels[rows])
 
