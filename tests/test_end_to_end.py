@@ -34,7 +34,7 @@ def finished(job):
 
 
 def killed_in_the_second_epoch(job, part):
-    """Kill `job` half an epoch into its second one of `part`; gives the lines that it said until then."""
+    """Kill `job` a third into its second epoch of `part`; gives the lines that it said until then."""
     started = time.monotonic()
     said = ""
     for line in job.stdout:
@@ -44,7 +44,7 @@ def killed_in_the_second_epoch(job, part):
         started = time.monotonic()
     else:
         raise AssertionError(said + job.stderr.read())
-    time.sleep((time.monotonic() - started) / 2)
+    time.sleep((time.monotonic() - started) / 3)
     job.kill()
     rest, _ = job.communicate(timeout=DEADLINE)
     assert job.returncode < 0
