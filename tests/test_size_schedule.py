@@ -1,5 +1,8 @@
 """Pictures that grow in the course of a distillation."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from drawn import LOADERS, save
@@ -44,6 +47,28 @@ def test_the_training_is_divided_evenly_by_whole_epochs(textures, loader):
     for x, (y, _), (z, _) in zip(seen[4], plain, again, strict=True):
         assert torch.equal(x, y)
         assert torch.equal(x, z)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_loader_of_a_size_is_let_go(textures, loader):
+    """With its processes, or the memory that DALI holds: not when the garbage of Python happens to be collected."""
+    split = create_dataset("folder", textures, image_size=48, num_workers=1, loader=loader).train
+    made = []
+
+    def read(side):
+        loader = split.sized(side).loader(8, shuffle=True, augment=True)
+        made.append(weakref.ref(loader))
+        return loader
+
+    batches = Growing(read, [24, 32], 2)
+    gc.disable()
+    try:
+        for _ in range(2):
+            assert len(list(batches)) == 6
+        gone = [loader() is None for loader in made]
+    finally:
+        gc.enable()
+    assert gone == [True, False]
 
 
 @pytest.mark.parametrize("dataset", ["digits", "folder"])
