@@ -174,6 +174,8 @@ class Config:
     """Keep maps in NHWC order in memory."""
     teacher_precision: Literal["float32", "bfloat16", "float16"] | None = None
     """Run the teacher in this type, its BN folded into its convolutions; checked against float32 at the start."""
+    cuda_graphs: bool | None = None
+    """Replay whole steps as CUDA graphs; by default on a GPU, where the step can be captured."""
     threads: int | None = None
     """CPU threads; one for the digits, whose steps are too small to share."""
     output: Path | None = None

@@ -69,6 +69,9 @@ class Console(Observer):
             f"{row['images'] / seconds:.0f} img/s, {100 * waited / seconds:.0f} % of it waiting  {left:.0f} s left"
         )
 
+    def note(self, sentence: str) -> None:
+        self.say(f"{self.name}: {sentence}")
+
     def stop(self) -> None:
         if self.bars is not None:
             self.bars.stop()

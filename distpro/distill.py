@@ -13,11 +13,13 @@ from torch.profiler import record_function
 from distpro import parallel
 from distpro.distiller import Distiller
 from distpro.loop import Observer, fit
+from distpro.methods import Moment
+from distpro.planned_step import Plan, PlannedStep, graphed
 from distpro.process import Process
 from distpro.recipe import Recipe
 
 
-class DistillStep:
+class DistillStep(PlannedStep):
     """One step of the student, and of the method's own blocks, down the gradient of the distiller's loss."""
 
     def __init__(self, distiller: Distiller, recipe: Recipe) -> None:
@@ -29,11 +31,17 @@ class DistillStep:
             model = distiller.student.model
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
 
-    def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
+    def plan(self, progress: float) -> Plan:
+        """The weights of now; a graph for each set of pathways, and each depth of the teacher."""
+        weights, *what = self.distiller.method.moment(progress)
+        return Plan(tuple(what), weights.double())
+
+    def take(self, x: Tensor, y: Tensor, plan: Plan) -> dict[str, Tensor]:
+        moment = Moment(plan.numbers.float(), *plan.key)
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         for part, labels in zip(x.chunk(self.parts), y.chunk(self.parts), strict=True):
-            terms = self.distiller(part, labels, progress)
+            terms = self.distiller.losses(part, labels, moment)
             if self.parts > 1:
                 terms = {name: value * (len(part) / len(x)) for name, value in terms.items()}
             with record_function("backward"):
@@ -42,9 +50,11 @@ class DistillStep:
         parallel.average(parameter.grad for parameter in self.moving)
         with record_function("optimizer"):
             self.optimizer.step()
-            if self.average is not None:
-                self.average.update_parameters(self.distiller.student.model)
-        return losses
+        return {name: value.detach() for name, value in losses.items()}
+
+    def after(self) -> None:
+        if self.average is not None:
+            self.average.update_parameters(self.distiller.student.model)
 
     def settle(self) -> None:
         averages = [] if self.average is None else [self.average]
@@ -87,6 +97,7 @@ def distill(
     checkpoint: Path | None = None,
     resume: bool = False,
     observer: Observer | None = None,
+    cuda_graphs: bool | None = None,
     **options: Any,
 ) -> list[dict[str, float]]:
     """Train `student` in place and return its history, one row an epoch (losses, lr, seconds, test accuracy).
@@ -114,7 +125,7 @@ def distill(
         return {f"test_{k}": v for k, v in metrics._asdict().items()}
 
     history = fit(
-        step,
+        graphed(step, next(student.parameters()).device, observer or Observer(), cuda_graphs),
         train,
         recipe.scheduler(step.optimizer, len(train)),
         recipe.epochs,

@@ -11,8 +11,8 @@ from torch.profiler import record_function
 from distpro import parallel
 from distpro.errors import UserError, unknown
 from distpro.features import Features, Teacher
-from distpro.methods import METHODS
-from distpro.precision import PLAIN, Precision
+from distpro.methods import METHODS, Moment
+from distpro.precision import PLAIN, Precision, to_device
 from distpro.process import Process
 from distpro.tasks import Classification
 from distpro.transforms import Shape
@@ -84,7 +84,11 @@ class Distiller(nn.Module):
     def forward(self, x: Tensor, y: Tensor, progress: float | None = None) -> dict[str, Tensor]:
         if progress is None:
             progress = self._progress()
-        moment = self.method.moment(progress)
+        return self.losses(x, y, self.method.moment(progress))
+
+    def losses(self, x: Tensor, y: Tensor, moment: Moment) -> dict[str, Tensor]:
+        """The same with what the method needs now said; `moment.weights` may lie on the device already."""
+        moment = moment._replace(weights=to_device(moment.weights, x.device))
         x = self.precision.layout(x)
         with self.precision.autocast(x.device):
             with record_function("teacher"):

@@ -13,6 +13,7 @@ from distpro.errors import UserError
 from distpro.features import Features, Teacher, same_classes
 from distpro.loop import Observer, fit
 from distpro.pathways import Pathways, all_pathways
+from distpro.planned_step import graphed
 from distpro.precision import PLAIN, Precision
 from distpro.process import TAU, WARM_UP, Process
 from distpro.recipe import Recipe
@@ -48,6 +49,7 @@ def search(
     checkpoint: Path | None = None,
     resume: bool = False,
     observer: Observer | None = None,
+    cuda_graphs: bool | None = None,
     **options: Any,
 ) -> Process:
     """Search a process for this pair; the student is trained on the way.
@@ -60,6 +62,7 @@ def search(
     test: where given, the student's accuracy on it is measured after every epoch, and chooses nothing.
     history: is filled with one row an epoch (losses, lr, seconds, test accuracy).
     sync_bn: BN over the batches of all processes of a job (see `distpro.parallel`).
+    cuda_graphs: see `distpro.graphs`; by default where there is a GPU.
     options: of `SearchStep` (hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi).
     """
     if recipe.grad_accum_steps > 1:
@@ -95,7 +98,7 @@ def search(
         return {f"test_{k}": v for k, v in metrics._asdict().items()}
 
     rows = fit(
-        step,
+        graphed(step, step.z.device, observer or Observer(), cuda_graphs),
         train,
         recipe.scheduler(optimizer, len(train)),
         recipe.epochs,

@@ -23,6 +23,7 @@ from distpro.errors import UserError
 from distpro.features import Output
 from distpro.ops import pathway_dots, perturb
 from distpro.pathways import Pathways
+from distpro.sgd import SGD
 
 RADIUS = 0.01  # of the finite difference: epsilon = RADIUS / norm(direction), as in DARTS
 
@@ -58,7 +59,7 @@ def step_sizes(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -
     SGD with momentum mu moves by lr times the gradient, with Nesterov by lr * (1 + mu) times; what it adds from
     the momentum buffer and the weight decay does not depend on the gradient.
     """
-    if type(optimizer) is not torch.optim.SGD:
+    if type(optimizer) not in (torch.optim.SGD, SGD):
         raise UserError(
             f"the search differentiates through the step of torch.optim.SGD; got {type(optimizer).__name__}"
         )
@@ -138,7 +139,7 @@ def finite_difference(
     return torch.where(epsilon == 0, 0, difference / (2 * epsilon))
 
 
-def through_normalisation(h: Tensor, z: Tensor, normalise: Any, scale: float) -> Tensor:
+def through_normalisation(h: Tensor, z: Tensor, normalise: Any, scale: Tensor | float) -> Tensor:
     """d L_val / d z `[P]` from h: -w h through the normalisation's Jacobian.
 
     For the biased softmax: -w * a_p * (h_p - sum_q a_q h_q).

@@ -23,6 +23,7 @@ from distpro.files import whole_file
 from distpro.methods import METHODS
 from distpro.models import create_model, load_checkpoint, own_network, save_weights
 from distpro.pathways import all_pathways
+from distpro.planned_step import check_graphs
 from distpro.process import Process
 from distpro.tasks import Classification, Metrics
 
@@ -35,7 +36,8 @@ LABELS = {
 }
 FOUND = ("search", "uniform", "online")  # processes that are no files
 TEST_BATCH = 500
-ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data")  # where a run is, not what
+# Where and how fast a run is, not what it is.
+ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data", "cuda_graphs")
 MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
 
 
@@ -48,6 +50,7 @@ class Job:
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
         self.device = parallel.begin(_device(config.device))
+        check_graphs(self.device, config.cuda_graphs)
         console.rich.quiet = not parallel.first()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -264,6 +267,7 @@ class Job:
             observer=self.console,
             precision=config.precision(),
             sync_bn=config.sync_bn,
+            cuda_graphs=config.cuda_graphs,
             **self.options(method, process),
         )
 

@@ -29,14 +29,15 @@ def dkd(
 
     alpha, beta: the weights of the two; the paper's best for pairs of one family on CIFAR-100.
     """
-    true = F.one_hot(target, student.shape[1]).bool()
+    true = target[:, None]
+    others = torch.arange(student.shape[1] - 1, device=student.device).expand(len(student), -1)
+    others = others + (others >= true)  # every class but the true one; a mask would wait for the device to count
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
         logits = _full(logits) / temperature
         log = logits.log_softmax(1)
-        at, rest = log[true], log.masked_fill(true, -torch.inf).logsumexp(1)
-        others = logits.masked_select(~true).view(len(logits), -1).log_softmax(1)
-        return torch.stack([at, rest], 1), others
+        pair = torch.cat([log.gather(1, true), log.gather(1, others).logsumexp(1, keepdim=True)], 1)
+        return pair, logits.gather(1, others).log_softmax(1)
 
     (student_pair, student_others), (teacher_pair, teacher_others) = parts(student), parts(teacher)
     decoupled = alpha * _divergence(student_pair, teacher_pair) + beta * _divergence(student_others, teacher_others)

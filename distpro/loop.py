@@ -46,6 +46,9 @@ class Observer:
     def epoch(self, row: dict[str, float]) -> None:
         """An epoch ended with this row of history."""
 
+    def note(self, sentence: str) -> None:
+        """Something to know of how it runs."""
+
     def stop(self) -> None:
         """The training ended, or was broken off."""
 

@@ -37,4 +37,11 @@ class Precision:
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same there; a GPU fetches it when it comes to it, and the host does not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 PLAIN = Precision()

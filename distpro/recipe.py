@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+
+from distpro.sgd import SGD
 
 SCHEDULES = ("cosine", "step", "onecycle")
 WARM_UP = 0.2  # of a one-cycle schedule

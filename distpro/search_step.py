@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,10 @@ from torch.profiler import record_function
 from distpro import parallel
 from distpro.errors import UserError, unknown
 from distpro.features import Features, Output, Teacher
+from distpro.graphs import capturing
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
 from distpro.pathways import Pathways
+from distpro.planned_step import Plan, PlannedStep
 from distpro.precision import PLAIN, Precision
 from distpro.process import NORMALISATIONS, warmed
 from distpro.tasks import Classification
@@ -32,7 +35,7 @@ class TrainPass(NamedTuple):
     taught: Output  # what the teacher says of the batch
 
 
-class SearchStep:
+class SearchStep(PlannedStep):
     """One step of the student on a train batch, and one of the raw weights z down the validation loss.
 
     Per step (DESIGN: Eq. 2, 4, 5): the train backward gives the gradient of the student and, at an alias of the
@@ -100,31 +103,55 @@ class SearchStep:
         self.task, self.judge = Classification(label_smoothing), Classification()
         device = self.theta[0].device
         self.z = torch.ones(len(pathways), device=device, dtype=self.theta[0].dtype)
-        self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=ALPHA_BETAS)
+        on_gpu = device.type == "cuda"  # there Adam counts its steps on the device, as a graph has to
+        self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=ALPHA_BETAS, capturable=on_gpu)
+        self.z_used = self.z.clone()
         self.z_record = torch.zeros(steps, len(pathways), device=device)
         self.taken = 0
+        self.draws = False  # whether the last train pass drew random numbers
         step_sizes(optimizer, self.theta)  # refuses an optimizer that cannot be differentiated before work is done
 
-    def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
-        x = self.precision.layout(x)
+    def plan(self, progress: float) -> Plan:
+        """The scale of the losses and the step sizes of now; a validation batch where z is to move."""
         self.scale = self.full_scale * warmed(progress, self.warm_up)
-        z_used = self.z.clone()
         if self.taken % self.alpha_every:
-            losses = self._train_step(x, y).losses
-        else:
-            kept = self._snapshot() if self.alpha_first else None
-            losses = self._both_steps(x, y)
-            if kept is not None:
-                self._put_back(kept)
-                losses |= self._train_step(x, y).losses
-                z_used = self.z
-        self.z_record[self.taken] = z_used
-        self.taken += 1
+            return Plan((), torch.tensor([self.scale], dtype=torch.float64))
+        if self._batches is None:
+            self._batches = endless(self.validation, self.validated)
+        self.validated += 1
+        xi = step_sizes(self.optimizer, self.theta)
+        most = max(xi) or 1.0
+        shares = tuple(k / most for k in xi)
+        return Plan(shares, torch.tensor([self.scale, most], dtype=torch.float64), next(self._batches))
+
+    def take(self, x: Tensor, y: Tensor, plan: Plan) -> dict[str, Tensor]:
+        x = self.precision.layout(x)
+        scale = plan.numbers[0].to(self.z.dtype)
+        self.z_used.copy_(self.z)
+        if not plan.key:
+            return self._train_step(x, y, scale).losses
+        kept = self._snapshot() if self.alpha_first else None
+        losses = self._both_steps(x, y, scale, plan)
+        if kept is not None:
+            self._put_back(kept)
+            losses |= self._train_step(x, y, scale).losses
+            self.z_used.copy_(self.z)
         return losses
 
-    def _train_step(self, x: Tensor, y: Tensor) -> TrainPass:
+    def after(self) -> None:
+        self.z_record[self.taken] = self.z_used
+        self.taken += 1
+
+    def why_eager(self) -> str | None:
+        if self.hypergradient != "exact":
+            return f"hypergradient {self.hypergradient} sets the state of the random numbers"
+        if self.draws:
+            return "the student draws random numbers (dropout), and the hypergradient has to draw the same"
+        return super().why_eager()
+
+    def _train_step(self, x: Tensor, y: Tensor, scale: Tensor) -> TrainPass:
         """Move theta and phi down the gradient of Eq. 2 with the weights of now."""
-        factors = self.scale * self.normalise(self.z)
+        factors = scale * self.normalise(self.z)
         with self.precision.autocast(x.device):
             with record_function("teacher"):
                 taught = self.teacher(x)
@@ -147,18 +174,15 @@ class SearchStep:
         losses = {"loss": loss.detach(), "task": task.detach()}
         return TrainPass(losses, gradients[len(parameters) :], factors, taught)
 
-    def _both_steps(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def _both_steps(self, x: Tensor, y: Tensor, scale: Tensor, plan: Plan) -> dict[str, Tensor]:
         theta = [p.detach().clone() for p in self.theta]
         phi = [p.detach().clone() for p in self.phi] if self.hypergradient == "finite-difference" else []
-        xi = step_sizes(self.optimizer, self.theta)
-        most = max(xi) or 1.0
-        random = torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
-        train = self._train_step(x, y)
+        random = None if capturing() else _random_state(x.device)
+        train = self._train_step(x, y, scale)
+        if random is not None:
+            self.draws = any(not a.equal(b) for a, b in zip(random, _random_state(x.device), strict=True))
 
-        if self._batches is None:
-            self._batches = endless(self.validation, self.validated)
-        x_val, y_val = next(self._batches)
-        self.validated += 1
+        x_val, y_val = plan.batches
         with record_function("validation"):
             with self.precision.autocast(x.device):
                 output = self.stateless(self.theta, self.precision.layout(x_val))
@@ -166,15 +190,11 @@ class SearchStep:
             v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
             parallel.average(v)
         direction = [
-            torch.zeros_like(p) if g is None else g if k == most else g * (k / most)
-            for g, p, k in zip(v, theta, xi, strict=True)
+            torch.zeros_like(p) if g is None else g if share == 1 else g * share
+            for g, p, share in zip(v, theta, plan.key, strict=True)
         ]
 
-        devices = [x.device] if x.is_cuda else []
-        with record_function("hypergradient"), torch.random.fork_rng(devices):  # the same dropout as the train pass
-            torch.set_rng_state(random[0])
-            if random[1] is not None:
-                torch.cuda.set_rng_state(random[1], x.device)
+        with record_function("hypergradient"), self._drawing_again(random, x.device):
             if self.hypergradient == "exact":
                 stages = [p.student for p in self.pathways.pathways]
                 h = exact(
@@ -187,10 +207,17 @@ class SearchStep:
                     self.stateless, self.stateless_pathways, theta, phi, direction, x, taught, y, self.radius
                 )
         parallel.average([h])  # of the mean loss: what a rank has at its maps is of the sum
-        gradient = through_normalisation(h, self.z, self.normalise, self.scale)
+        gradient = through_normalisation(h, self.z, self.normalise, scale)
+        most = plan.numbers[1].to(gradient.dtype)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
         self.adam.step()
         return train.losses | {"val": val_loss.detach()}
+
+    def _drawing_again(self, random: list[Tensor] | None, device: torch.device) -> AbstractContextManager[Any]:
+        """Where the train pass drew random numbers (dropout), the passes inside draw the same."""
+        if random is None or not self.draws:
+            return nullcontext()
+        return _from_random_state(random, device)
 
     def _snapshot(self) -> list[tuple[Tensor, Tensor]]:
         """Every tensor that a train step moves, with a copy: parameters, buffers, momentum."""
@@ -245,3 +272,17 @@ def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         else:
             yield from itertools.islice(loader, step, None)
         epoch, step = epoch + 1, 0
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """Of the generators that a pass on this device draws from; on the host, and without waiting."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+@contextmanager
+def _from_random_state(state: list[Tensor], device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state[1], device)
+        yield

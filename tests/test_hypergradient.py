@@ -176,7 +176,7 @@ def test_alpha_first_takes_the_same_gradient_and_a_newer_weight():
     # and theta is the one that the new weights give: one plain step of a third setting that starts with them
     third, _, _ = setting(PAIRS[0])
     third.z.copy_(first.z)
-    third._train_step(*batch)
+    third._train_step(*batch, torch.tensor(third.scale))
     for got, expected in zip(first.theta, third.theta, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     for got, expected in zip(first.student.buffers(), third.student.buffers(), strict=True):
@@ -188,7 +188,7 @@ def test_alpha_first_on_the_very_first_step():
     third, _, _ = setting(PAIRS[0], warm=0)
     first(*batch, 0.0)
     third.z.copy_(first.z)
-    third._train_step(*batch)
+    third._train_step(*batch, torch.tensor(third.scale))
     for got, expected in zip(first.theta, third.theta, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 

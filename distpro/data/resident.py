@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..graphs import CaptureError, CudaGraphs, Graphs
+from ..precision import to_device
 from .base import Batch, Loader, Split, generator
 
 
@@ -68,20 +70,31 @@ class ResidentLoader(Loader):
         self._recipe = recipe if augment else replace(recipe, flip=False)
         mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (recipe.mean, recipe.std))
         self._scale, self._shift = 1 / (recipe.peak * std), -mean / std
+        # Batches of one size on a GPU: a graph makes them. Its memory is one batch's, so what it makes is copied out.
+        self._graphs = Graphs(CudaGraphs(device)) if drop_last and device.type == "cuda" else None
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
-        device = self._padded.device
         for step, rows in self._plan_of_all(epoch, start):
             key = (self._seed, epoch, step) if self._augment else None
             draws = draw(rows, self._recipe, key)[:, self._rank :: self._ranks].contiguous()
-            if device.type == "cuda":
-                draws = draws.pin_memory()  # else the copy would wait for the device
-            draws = draws.to(device, non_blocking=True)
-            x = window(self._padded, draws, self._recipe).float()
-            size = self._recipe.image_size
-            if size not in (None, x.shape[-1]):
-                x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
-            yield x.mul_(self._scale).add_(self._shift), self._labels[draws[0]]
+            yield self._make(draws)
+
+    def _make(self, draws: Tensor) -> Batch:
+        if self._graphs is not None:
+            try:
+                x, y = self._graphs((), self._batch, draws)
+                return x.clone(), y.clone()
+            except CaptureError:
+                self._graphs = None
+        return self._batch((), to_device(draws, self._padded.device))
+
+    def _batch(self, key: tuple[()], draws: Tensor) -> Batch:
+        """The pictures of `draws` [4, N] as input, and their labels; work of the device alone."""
+        x = window(self._padded, draws, self._recipe).float()
+        size = self._recipe.image_size
+        if size not in (None, x.shape[-1]):
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return x.mul_(self._scale).add_(self._shift), self._labels[draws[0]]
 
 
 def draw(rows: Tensor, recipe: Recipe, key: tuple[int, int, int] | None) -> Tensor:

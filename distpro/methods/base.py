@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from distpro.features import Features, Output, Teacher
 
 
 class Moment(NamedTuple):
-    """What a method needs at a moment of the training. All of it is known on the host, before the step runs.
+    """What a method needs at a moment of the training, known on the host before the step runs.
 
-    progress: 0 at the first step, 1 at the last.
+    weights: what its losses count now, on the CPU; the only part that may differ from step to step within one
+        CUDA graph. `[len(active)]` for pathways.
     depth: how many stages of the teacher are to run: None for the whole network, logits too, 0 for nothing.
-    active, weights: the pathways that count, by index, and their weights `[len(active)]` on the CPU.
+    active: the pathways that count, by index.
     """
 
-    progress: float
+    weights: Tensor = torch.ones(0)
     depth: int | None = None
     active: tuple[int, ...] = ()
-    weights: Tensor | None = None
 
 
 class Method(nn.Module):
@@ -39,12 +40,13 @@ class Method(nn.Module):
         super().__init__()
 
     def moment(self, progress: float) -> Moment:
-        """What is needed at this moment; by default the whole teacher."""
-        return Moment(progress)
+        """What is needed at this moment, 0 at the first step and 1 at the last; by default the whole teacher."""
+        return Moment()
 
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         """The weighted loss terms of a batch by name.
 
+        moment: with its weights on the device of the batch. Nothing here may read a value back to the host.
         teacher: None where the moment's depth is 0. target: what the task's loss compares with, classes `[N]`.
         """
         raise AssertionError(f"{type(self).__name__} must define forward")

@@ -49,15 +49,13 @@ class DistPro(Method):
         depth: int | None = max((self.paths.pathways[i].teacher for i in active), default=0)
         if any(i >= self.paths.features for i in active):
             depth = None  # to the logits
-        return Moment(progress, depth, active, weights[list(active)])
+        scale = self.scale * warmed(progress, self.warm_up)
+        return Moment(scale * weights[list(active)], depth, active)
 
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
-        if teacher is None or moment.weights is None:
+        if teacher is None:
             return {}
-        weights, device = moment.weights, student.logits.device
-        if device.type == "cuda":
-            weights = weights.pin_memory()  # else the copy would wait for the device
         starts = [student.logits, *student.maps]
         sources = [starts[p.student] for p in self.paths.pathways]
-        loss, _ = self.paths(sources, teacher, target, weights.to(device, non_blocking=True), moment.active)
-        return {"pathways": self.scale * warmed(moment.progress, self.warm_up) * loss}
+        loss, _ = self.paths(sources, teacher, target, moment.weights, moment.active)
+        return {"pathways": loss}

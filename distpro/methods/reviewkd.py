@@ -60,6 +60,9 @@ class ReviewKD(Method):
             Fusion(s, t, mid, i == deepest) for i, (s, t) in enumerate(zip(student.shapes, teacher.shapes, strict=True))
         )
 
+    def moment(self, progress: float) -> Moment:
+        return Moment(torch.full((len(self.fusions),), self.kd_weight * warmed(progress, self.warm_up)))
+
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         assert teacher is not None
         reviewed: list[Tensor] = []
@@ -68,6 +71,5 @@ class ReviewKD(Method):
         for fusion, x, taught in deep_first:
             y, rest = fusion(x, rest, taught.shape[2:])
             reviewed.insert(0, y)
-        ones = student.logits.new_ones(len(reviewed))
-        loss, _ = pathway_loss(reviewed, teacher.maps, ones, "hcl")
-        return {"reviewkd": self.kd_weight * warmed(moment.progress, self.warm_up) * loss}
+        loss, _ = pathway_loss(reviewed, teacher.maps, moment.weights, "hcl")
+        return {"reviewkd": loss}

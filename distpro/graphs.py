@@ -1,0 +1,121 @@
+"""Work on the device as CUDA graphs: hundreds of launches become one.
+
+A graph repeats its kernels on the same memory, so what differs from call to call has to be the contents of tensors.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from distpro.precision import to_device
+
+WARM_UPS = 3  # eager calls before a capture: libraries choose their kernels, an optimizer makes its state
+MOST_GRAPHS = 4  # that are kept; a set of pathways that a process has left seldom returns
+
+
+class Backend(Protocol):
+    """How work is captured."""
+
+    device: torch.device
+
+    def warm(self, work: Callable[[], Any]) -> Any:
+        """Run it once as a capture would."""
+
+    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """What repeats it, and the result that is then made anew in place; nothing is run."""
+
+
+class CudaGraphs:
+    """CUDA's own, on one stream of its own and with one pool of memory, since no two replays overlap."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool: Any = torch.cuda.graph_pool_handle()
+
+    def warm(self, work: Callable[[], Any]) -> Any:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = work()
+        current.wait_stream(self.stream)
+        return result
+
+    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        gc.collect()  # a graph of autograd that is still alive would remember another stream
+        graph = torch.cuda.CUDAGraph()
+        # other threads, those of DALI for one, may go on talking to the device
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+
+class CaptureError(Exception):
+    """Work that cannot be captured, with the reason."""
+
+
+class _Capturing:
+    now = False
+
+    def __enter__(self) -> None:
+        _Capturing.now = True
+
+    def __exit__(self, *error: object) -> None:
+        _Capturing.now = False
+
+
+def capturing() -> bool:
+    """Whether what runs now is being captured: then nothing may be asked of the device, nor of its generators."""
+    return _Capturing.now
+
+
+class Captured:
+    """`function` of tensors, run as it is for the first calls and from its captured kernels then.
+
+    The result, tensors in any structure, is overwritten by the next call. Inputs are copied to where the kernels read.
+    """
+
+    def __init__(self, function: Callable[..., Any], backend: Backend) -> None:
+        self.function, self.backend, self.left = function, backend, WARM_UPS
+        self.inputs: list[Tensor] = []
+        self.replay: Callable[[], None] | None = None
+        self.result: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        there = [to_device(t, self.backend.device) for t in inputs]
+        if self.left:
+            self.left -= 1
+            return self.backend.warm(lambda: self.function(*there))
+        if self.replay is None:
+            self.inputs = [t.clone() for t in there]
+            try:
+                with _Capturing():
+                    self.replay, self.result = self.backend.capture(lambda: self.function(*self.inputs))
+            except RuntimeError as error:
+                raise CaptureError(str(error).splitlines()[0]) from error
+        for ours, given in zip(self.inputs, there, strict=True):
+            ours.copy_(given)
+        self.replay()
+        return self.result
+
+
+class Graphs:
+    """`graphs(key, function, *inputs)`: `function(key, *inputs)`, captured once for each key and layout of inputs."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.known: dict[Hashable, Captured] = {}  # the latest used last
+
+    def __call__(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: Tensor) -> Any:
+        full = (key, tuple((t.shape, t.dtype, t.stride()) for t in inputs))
+        found = self.known.pop(full, None) or Captured(partial(function, key), self.backend)
+        self.known[full] = found
+        if len(self.known) > MOST_GRAPHS:
+            del self.known[next(iter(self.known))]
+        return found(*inputs)

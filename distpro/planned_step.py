@@ -1,0 +1,126 @@
+"""Training steps in two halves, what the host decides and what the device does, so that a CUDA graph can hold them.
+
+A step of a small network is some hundreds of launches, and the host is slower with them than the GPU. As a graph it is
+one launch: numbers that change (rates, weights) reach it in a tensor, what changes the kernels chooses the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distpro import parallel
+from distpro.errors import UserError
+from distpro.graphs import Backend, CaptureError, CudaGraphs, Graphs
+from distpro.loop import Observer, Step
+from distpro.precision import to_device
+
+
+class Plan(NamedTuple):
+    """What the host decides of a step.
+
+    key: everything that changes which kernels run.
+    numbers: `[K]` float64 on the CPU, what changes from step to step.
+    batches: tensors on the device beside the train batch.
+    """
+
+    key: tuple[Any, ...] = ()
+    numbers: Tensor = torch.zeros(0, dtype=torch.float64)
+    batches: tuple[Tensor, ...] = ()
+
+
+class PlannedStep(Step):
+    """A training step in the parts that a graph needs apart; called, it runs them one after the other."""
+
+    optimizer: torch.optim.Optimizer
+
+    def plan(self, progress: float) -> Plan:
+        """On the host, before the step."""
+        raise NotImplementedError
+
+    def take(self, x: Tensor, y: Tensor, plan: Plan) -> dict[str, Tensor]:
+        """On the device alone: reads nothing back. `plan.numbers` are there."""
+        raise NotImplementedError
+
+    def after(self) -> None:
+        """What is left to do when the step is taken."""
+
+    def why_eager(self) -> str | None:
+        """Why this step cannot be captured, if it cannot; asked after a step was taken."""
+        return f"{parallel.ranks()} processes share the batch" if parallel.ranks() > 1 else None
+
+    def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
+        plan = self.plan(progress)
+        losses = self.take(x, y, plan._replace(numbers=to_device(plan.numbers, x.device)))
+        self.after()
+        return losses
+
+
+class Graphed:
+    """A step that is replayed as graphs, to the same parameters; eager for good, with a reason, where it must be."""
+
+    def __init__(self, step: PlannedStep, backend: Backend, say: Callable[[str], None] = lambda line: None) -> None:
+        self.step, self.say = step, say
+        self.graphs: Graphs | None = Graphs(backend)
+        self.taken = 0
+
+    def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
+        reason = self.step.why_eager() if self.taken and self.graphs is not None else None
+        if reason:
+            self._give_up(reason)
+        if self.graphs is None:
+            return self.step(x, y, progress)
+        plan = self.step.plan(progress)
+        rates = torch.tensor([group["lr"] for group in self.step.optimizer.param_groups], dtype=torch.float64)
+        inputs = (x, y, torch.cat([rates, plan.numbers]), *plan.batches)
+        try:
+            losses = self.graphs(plan.key, self._take, *inputs)
+        except CaptureError as error:
+            self._give_up(str(error))
+            losses = self._take(plan.key, *(to_device(t, x.device) for t in inputs))
+        self.step.after()
+        self.taken += 1
+        return losses
+
+    def _take(self, key: tuple[Any, ...], x: Tensor, y: Tensor, numbers: Tensor, *batches: Tensor) -> dict[str, Tensor]:
+        """The step's own, with the learning rates on the device, which its schedule keeps on the host."""
+        groups = self.step.optimizer.param_groups
+        rates, numbers = numbers[: len(groups)], numbers[len(groups) :]
+        on_host = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate.to(group["params"][0].dtype)
+        try:
+            return self.step.take(x, y, Plan(key, numbers, batches))
+        finally:
+            for group, rate in zip(groups, on_host, strict=True):
+                group["lr"] = rate
+
+    def _give_up(self, reason: str) -> None:
+        self.graphs = None
+        self.say(f"steps run without CUDA graphs: {reason}")
+
+    def settle(self) -> None:
+        self.step.settle()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.step.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step.load_state_dict(state)
+
+
+def graphed(step: PlannedStep, device: torch.device, observer: Observer, wanted: bool | None = None) -> Step:
+    """The step as graphs on a GPU, unless they are not wanted; elsewhere the step itself."""
+    check_graphs(device, wanted)
+    if device.type != "cuda" or wanted is False:
+        return step
+    return Graphed(step, CudaGraphs(device), observer.note)
+
+
+def check_graphs(device: torch.device, wanted: bool | None) -> None:
+    """A `UserError` where graphs are asked for and cannot be."""
+    if wanted and device.type != "cuda":
+        raise UserError(f"CUDA graphs need a GPU, this job runs on {device.type}: leave --cuda-graphs out")

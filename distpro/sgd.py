@@ -1,0 +1,47 @@
+"""SGD whose learning rates may lie on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class SGD(torch.optim.SGD):
+    """torch.optim.SGD, and the same with learning rates that are tensors, so that a CUDA graph can hold its step.
+
+    Torch's own ways do not serve there: the one over lists of tensors reads such a rate back to the host; the fused one
+    takes no list in which only some have a momentum yet, as when a dropped pathway returns, and no gradient whose
+    strides are not its parameter's. State and results are torch's, up to the rounding of the last product.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if not any(isinstance(group["lr"], Tensor) for group in self.param_groups):
+            return super().step(closure)
+        assert closure is None, "a rate on the device goes with gradients that are there"
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            if not moved:
+                continue
+            ways = [p.grad for p in moved]
+            if group["weight_decay"]:
+                ways = list(torch._foreach_add(ways, moved, alpha=group["weight_decay"]))
+            if group["momentum"]:
+                ways = self._with_momentum(moved, ways, group["momentum"], group["nesterov"])
+            torch._foreach_sub_(moved, torch._foreach_mul(ways, group["lr"]))
+        return None
+
+    def _with_momentum(self, moved: list[Tensor], ways: list[Tensor], mu: float, nesterov: bool) -> list[Tensor]:
+        old = [(p, way) for p, way in zip(moved, ways, strict=True) if self.state[p].get("momentum_buffer") is not None]
+        for p, way in zip(moved, ways, strict=True):
+            if self.state[p].get("momentum_buffer") is None:
+                self.state[p]["momentum_buffer"] = way.clone()
+        if old:
+            buffers = [self.state[p]["momentum_buffer"] for p, _ in old]
+            torch._foreach_mul_(buffers, mu)
+            torch._foreach_add_(buffers, [way for _, way in old])
+        buffers = [self.state[p]["momentum_buffer"] for p in moved]
+        return list(torch._foreach_add(ways, buffers, alpha=mu)) if nesterov else buffers

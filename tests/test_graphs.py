@@ -1,0 +1,257 @@
+"""Steps replayed as CUDA graphs. Without a GPU the graphs are tapes (tests/tape.py); with one they are real as well."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from tape import Tape
+from torch import nn
+
+from distpro import Distiller, Process, Recipe, UserError, distill
+from distpro.distill import DistillStep
+from distpro.features import Features, Teacher
+from distpro.graphs import WARM_UPS, CudaGraphs
+from distpro.loop import Observer, fit
+from distpro.methods.none import NoDistillation
+from distpro.models import create_model
+from distpro.pathways import Pathways, all_pathways
+from distpro.planned_step import Graphed, graphed
+from distpro.search_step import SearchStep
+from distpro.sgd import SGD
+
+IMAGE, STEPS = (1, 8, 8), 24
+RECIPE = Recipe(epochs=2, lr=0.05)  # cosine: the rate is another one at every step
+LOGITS = ["KD", "DKD", "DIST", "LSKD"]
+GPU = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+)
+
+
+@pytest.fixture(params=["tape", GPU])
+def backend(request, monkeypatch):
+    if request.param == "cuda":
+        return CudaGraphs(torch.device("cuda"))
+    # Adam that counts its steps in a tensor is for GPUs only; a tape needs it, too.
+    adam = sys.modules["torch.optim.adam"]  # torch.optim hides it
+    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda **_: ["cpu"])
+    return Tape()
+
+
+def batches(device, count=STEPS // 2, seed=0, size=8):
+    torch.manual_seed(seed)
+    made = [(torch.randn(size, *IMAGE).double(), torch.randint(10, (size,))) for _ in range(count)]
+    return [(x.to(device), y.to(device)) for x, y in made]
+
+
+def pair(device, student="wrn_10_1"):
+    torch.manual_seed(0)
+    made = create_model(student, 10, 1), create_model("resnet8", 10, 1)
+    return [network.double().to(device) for network in made]
+
+
+def distill_step(device, method, recipe=RECIPE, **options):
+    distiller = Distiller(*pair(device), image=IMAGE, method=method, **options).double().train()
+    return DistillStep(distiller, recipe)
+
+
+def search_step(device, student=None, **options):
+    ours, teacher = pair(device)
+    reader, frozen = Features(student or ours, IMAGE).train(), Teacher(teacher, IMAGE)
+    torch.manual_seed(1)
+    blocks = Pathways(all_pathways(3, 3, "AB"), reader.shapes, frozen.shapes).double().to(device)
+    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
+    judges = batches(device, 3, 9)
+    step = SearchStep(reader, frozen, blocks, optimizer, judges, steps=STEPS, warm_up=0.3, kd_weight=2.0, **options)
+    step.adam.param_groups[0]["capturable"] = True
+    return step
+
+
+def trained(step, wrapped, train, recipe=RECIPE, said=None):
+    """The state after training, and the losses. `said`: where reasons go; without it there must be none."""
+    reasons = [] if said is None else said
+    if isinstance(wrapped, Graphed):
+        wrapped.say = reasons.append
+    torch.manual_seed(5)
+    before = copy.deepcopy(train)
+    rows = fit(wrapped, train, recipe.scheduler(step.optimizer, len(train)), recipe.epochs)
+    for (x, y), (x0, y0) in zip(train, before, strict=True):
+        assert x.equal(x0), "a batch of the caller's was written to"
+        assert y.equal(y0)
+    assert said is not None or not reasons
+    keys = ("train_loss", "train_task", "lr")
+    return copy.deepcopy(wrapped.state_dict()), [[row[key] for key in keys] for row in rows]
+
+
+def same(a, b):
+    """Two state dicts, to what 24 steps make of the rounding of float64."""
+    flat_a, flat_b = (torch.utils._pytree.tree_leaves(t) for t in (a, b))
+    assert len(flat_a) == len(flat_b)
+    for x, y in zip(flat_a, flat_b, strict=True):
+        if isinstance(x, torch.Tensor):
+            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-10)
+        else:
+            assert x == pytest.approx(y)
+
+
+def moving(count):
+    """Drops the second half of the pathways at first and the first half later; for a while all count."""
+    z = torch.ones(3, count)
+    z[0, count // 2 :] = 0
+    z[2, : count // 2] = 0
+    return Process(z, all_pathways(3, 3, "A"))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "recipe"),
+    [
+        ("none", {}, RECIPE),
+        ("kd", {}, RECIPE),
+        ("reviewkd", {}, Recipe(epochs=2, lr=0.05, ema=0.9, label_smoothing=0.1, norm_decay=False)),
+        ("distpro", {"transforms": "AE", "kd_weight": 0.5}, RECIPE),
+        (
+            "distpro",
+            {"transforms": "A", "logit_pathways": ["KD", "DKD", "DIST", "LSKD"]},
+            Recipe(epochs=2, lr=0.05, grad_accum_steps=2),
+        ),
+    ],
+    ids=["none", "kd", "reviewkd", "distpro", "logits"],
+)
+def test_a_distillation_is_the_same(backend, method, options, recipe):
+    eager, ours = (distill_step(backend.device, method, recipe, **options) for _ in range(2))
+    train = batches(backend.device)
+    want, rows = trained(eager, eager, train, recipe)
+    got, told = trained(ours, Graphed(ours, backend), train, recipe)
+    same(got, want)
+    same(told, rows)
+    if isinstance(backend, Tape):
+        assert (backend.warmed, backend.captures, backend.replays) == (WARM_UPS, 1, STEPS - WARM_UPS)
+
+
+def test_a_graph_for_each_set_of_pathways(backend):
+    process = moving(9)
+    eager, ours = (distill_step(backend.device, "distpro", transforms="A", process=process) for _ in range(2))
+    sets = {eager.plan(i / (STEPS - 1)).key for i in range(STEPS)}
+    assert len(sets) == 3
+    train = batches(backend.device)
+    want, _ = trained(eager, eager, train)
+    got, _ = trained(ours, Graphed(ours, backend), train)
+    same(got, want)
+    if isinstance(backend, Tape):
+        assert backend.captures == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"alpha_every": 2}, {"alpha_first": True}, {"literal_xi": True, "alpha_lr": 0.2}],
+    ids=["plain", "every-2nd", "alpha-first", "literal"],
+)
+def test_a_search_is_the_same(backend, options):
+    eager, ours = (search_step(backend.device, **options) for _ in range(2))
+    train = batches(backend.device)
+    want, rows = trained(eager, eager, train)
+    got, told = trained(ours, Graphed(ours, backend), train)
+    assert (ours.z - 1).abs().max() > 0.01, "z has to have moved for this to show anything"
+    same(got, want)
+    same(told, rows)
+    if isinstance(backend, Tape):
+        captures = 2 if "alpha_every" in options else 1
+        assert (backend.captures, backend.replays) == (captures, STEPS - captures * WARM_UPS)
+
+
+def test_a_capture_moves_nothing(backend):
+    step = distill_step(backend.device, "distpro", transforms="A")
+    wrapped, (x, y) = Graphed(step, backend), batches(backend.device, 1)[0]
+    for _ in range(WARM_UPS):
+        wrapped(x, y, 0.5)
+    before = copy.deepcopy(step.state_dict())
+    plan = step.plan(0.5)
+    backend.capture(lambda: wrapped._take(plan.key, x, y, torch.cat([plan.numbers[:1], plan.numbers]).to(x.device)))
+    same(step.state_dict(), before)
+
+
+def test_a_graph_goes_on_from_an_eager_state(backend):
+    eager, ours = (distill_step(backend.device, "distpro", transforms="A") for _ in range(2))
+    train = batches(backend.device)
+    trained(eager, eager, train)
+    ours.load_state_dict(copy.deepcopy(eager.state_dict()))
+    want, _ = trained(eager, eager, train)
+    got, _ = trained(ours, Graphed(ours, backend), train)
+    same(got, want)
+
+
+class Reads(NoDistillation):
+    """A method that looks at a loss on the host."""
+
+    def forward(self, student, teacher, target, moment):
+        return {"extra": student.logits.square().mean() * (0.1 if student.logits.sum().item() > 0 else 0.2)}
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_says_why(backend):
+    eager, ours = (distill_step(backend.device, "none") for _ in range(2))
+    for step in (eager, ours):
+        step.distiller.method = Reads(step.distiller.student, None)
+    said = []
+    train = batches(backend.device)
+    want, _ = trained(eager, eager, train)
+    got, _ = trained(ours, Graphed(ours, backend), train, said=said)
+    same(got, want)
+    assert len(said) == 1
+    assert "not permitted" in said[0]
+    assert "without CUDA graphs" in said[0]
+
+
+@pytest.mark.parametrize("case", ["dropout", "finite-difference"])
+def test_a_search_that_draws_random_numbers_runs_eagerly(backend, case):
+    def step():
+        if case == "finite-difference":
+            return search_step(backend.device, hypergradient=case)
+        network = pair(backend.device)[0]
+        network.fc = nn.Sequential(nn.Dropout(0.5), network.fc)
+        return search_step(backend.device, network)
+
+    eager, ours = step(), step()
+    said = []
+    train = batches(backend.device)
+    want, _ = trained(eager, eager, train)
+    got, _ = trained(ours, Graphed(ours, backend), train, said=said)
+    same(got, want)
+    assert len(said) == 1
+    assert {"dropout": "dropout", "finite-difference": "finite-difference"}[case] in said[0]
+
+
+def test_batches_of_another_size_have_a_graph_of_their_own(backend):
+    eager, ours = (distill_step(backend.device, "distpro", transforms="A") for _ in range(2))
+    train = [*batches(backend.device, 5), *batches(backend.device, 5, 1, size=5)]
+    want, _ = trained(eager, eager, train)
+    got, _ = trained(ours, Graphed(ours, backend), train)
+    same(got, want)
+
+
+def test_a_rate_on_the_device_is_the_same_step():
+    """Also where some have no momentum yet, and a gradient is missing."""
+
+    def run(as_tensor):
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(3, 4, dtype=torch.float64)) for _ in range(3)]
+        groups = [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0.0, "nesterov": False}]
+        optimizer = SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+        for step in range(4):
+            for i, p in enumerate(parameters):
+                p.grad = None if (i, step) in ((1, 0), (0, 2)) else torch.randn_like(p)
+            for group in optimizer.param_groups:
+                lr = 0.1 / (step + 1)
+                group["lr"] = torch.tensor(lr, dtype=torch.float64) if as_tensor else lr
+            optimizer.step()
+        return [p.detach() for p in parameters]
+
+    for got, want in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-15)
+
+
+def test_graphs_that_are_wanted_where_there_is_no_gpu():
+    student, _ = pair("cpu")
+    step = distill_step("cpu", "none")
+    assert graphed(step, torch.device("cpu"), Observer()) is step
+    with pytest.raises(UserError, match="CUDA graphs need a GPU, this job runs on cpu"):
+        distill(student, None, batches("cpu", 2), RECIPE, method="none", cuda_graphs=True)
