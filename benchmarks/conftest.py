@@ -15,6 +15,7 @@ import torch
 import distpro
 from distpro import _native
 
+Clock = Callable[[], float]  # in seconds
 COPIED = {"cpu": 1 << 26, "cuda": 1 << 30}  # bytes of the copy that gives the bandwidth: more than the caches hold
 
 
@@ -93,15 +94,17 @@ def contest(
 def race(
     benchmark: Any, request: pytest.FixtureRequest, device: torch.device
 ) -> Callable[..., dict[str, dict[str, float]]]:
-    """`race(steps, winner, **facts)`: times whole training steps and writes `extra_info`.
+    """`race(steps, winner, clock, **facts)`: times whole training steps and writes `extra_info`.
 
     Returns `ratio[a][b]`, the median over rounds of a's time over b's within a round. `steps[winner]` is what
-    pytest-benchmark reports.
+    pytest-benchmark reports. `clock`: of the times on a CPU.
     """
 
-    def run(steps: dict[str, Callable[[], Any]], winner: str, **facts: Any) -> dict[str, dict[str, float]]:
+    def run(
+        steps: dict[str, Callable[[], Any]], winner: str, clock: Clock = time.perf_counter, **facts: Any
+    ) -> dict[str, dict[str, float]]:
         rounds: int = request.config.getoption("--rounds")
-        took = interleaved(steps, rounds, device)
+        took = interleaved(steps, rounds, device, clock)
         ratio = {
             a: {b: round(statistics.median(x / y for x, y in zip(took[a], took[b], strict=True)), 4) for b in took}
             for a in took
@@ -125,7 +128,9 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    functions: dict[str, Callable[[], Any]], rounds: int, device: torch.device, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each function in each of so many rounds, after one call of each to warm up."""
 
     def seconds(function: Callable[[], Any]) -> float:
@@ -137,9 +142,9 @@ def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, device: to
             end.record()
             finish(device)
             return begin.elapsed_time(end) / 1e3
-        start = time.perf_counter()
+        start = clock()
         function()
-        return time.perf_counter() - start
+        return clock() - start
 
     for function in functions.values():
         function()

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import tyro
 import yaml
 
-from distpro.data import default_loader
+from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import DEFAULTS, FAST, KD_WEIGHTS, PAPER, SLOW_STUDENTS
 from distpro.errors import UserError, unknown
+from distpro.models import normalisation
 from distpro.precision import DTYPES, Precision
 from distpro.process import TAU, WARM_UP
 from distpro.recipe import Recipe
@@ -62,6 +63,14 @@ class Config:
     """Folder of the data set."""
     image_size: int | None = None
     """Side of the pictures in pixels; the data set's own by default."""
+    size_schedule: tuple[int, ...] = ()
+    """Sides of the pictures in the distillation, which is divided evenly among them: 160 192 224. All else, top-1 too,
+    is at --image-size."""
+    mean: tuple[float, float, float] | None = None
+    """Of red, green and blue in 0 to 1, by which the pictures of a folder are normalised; those of the weights that
+    --teacher-pretrained takes, else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """The same, of the standard deviation."""
     loader: Literal["dali", "torchvision", "synthetic"] | None = None
     """What decodes the pictures of a folder; dali where it is installed (pip install 'distpro[dali]'). synthetic: one
     batch of noise, no folder is read, to see what the networks alone cost."""
@@ -224,6 +233,10 @@ def fill(config: Config) -> Config:
     filled = replace(config, **values)
     if filled.dataset == "folder" and filled.loader is None:
         filled = replace(filled, loader=default_loader())
+    if filled.dataset == "folder":
+        trained = normalisation(str(filled.teacher)) if filled.teacher_pretrained else None
+        mean, std = trained or (MEAN, STD)
+        filled = replace(filled, mean=filled.mean or mean, std=filled.std or std)
     if filled.kd_weight is None:
         pair = str(filled.teacher).rpartition("/")[2], str(filled.student)
         filled = replace(filled, kd_weight=KD_WEIGHTS.get(pair, 1.0))
@@ -243,6 +256,8 @@ def fill(config: Config) -> Config:
         raise UserError(f"--val-fraction must lie between 0 and 1, got {filled.val_fraction}")
     if not 0 <= filled.warm_up <= 1:
         raise UserError(f"--warm-up must lie between 0 and 1, got {filled.warm_up}")
+    if filled.size_schedule and online:
+        raise UserError("--size-schedule is of a distillation whose process is known: not of --process online")
     if filled.resume and filled.output is None:
         raise UserError("--resume needs the --output folder that it is to go on with")
     if filled.teacher_checkpoint and filled.teacher_pretrained:

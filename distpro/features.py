@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -90,13 +91,20 @@ class Features(nn.Module):
         return Output(logits, [*maps, feature[:, :, None, None]])
 
     def _hook(self, layers: Sequence[str]) -> None:
+        """Catch what the submodules give, as long as this reader lives: the network may outlive it."""
+        caught = self._caught  # a hook that held the reader would keep it alive
         names = [name for name, _ in self.model.named_modules() if name]
         for name in layers:
             if name not in names:
                 raise unknown(f"layer of {type(self.model).__name__}", name, names)
-            self.model.get_submodule(name).register_forward_hook(
-                lambda module, inputs, output, name=name: self._caught.__setitem__(name, output)
+            hook = self.model.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: caught.__setitem__(name, output)
             )
+            weakref.finalize(self, hook.remove)
+
+    def check(self, image: Shape) -> None:
+        """A `UserError` where the network does not run on pictures `[C, H, W]`."""
+        self._dry(image)
 
     def _dry(self, image: Shape) -> Output:
         """One forward in eval mode without gradients: no buffer moves, no mode changes."""

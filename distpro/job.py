@@ -14,7 +14,7 @@ from torch import nn
 from distpro import parallel, searching, zoo
 from distpro.config import Config
 from distpro.console import Console
-from distpro.data import Loader, Split, arranged, create_dataset
+from distpro.data import Growing, Loader, Split, arranged, create_dataset
 from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
@@ -62,6 +62,8 @@ class Job:
             num_workers=config.workers,
             loader=config.loader,
             channels_last=config.channels_last,
+            mean=config.mean,
+            std=config.std,
         )
         self.data = arranged(whole, config.eval_split, samples=config.train_samples)
         name, weights = str(config.teacher), config.teacher_checkpoint
@@ -83,12 +85,19 @@ class Job:
                     f"the {role} {getattr(config, role)} tells {reader.classes} classes apart, "
                     f"{self.data.name} has {self.data.num_classes}"
                 )
+        for side in config.size_schedule:
+            for role, reader in readers.items():
+                try:
+                    reader.check((self.data.shape[0], side, side))
+                except UserError as error:
+                    raise UserError(f"--size-schedule {side} does not suit the {role}: {error}") from error
         stages = len(readers["teacher"].shapes), len(readers["student"].shapes)
         self.pathways = all_pathways(*stages, str(config.transforms), str(config.pathways), config.logit_pathways)
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
         self.methods = self._methods_that_fit(student)
         self.loader = self.train_loader(self.data.train)
+        self.growing = self._growing()
         self.test = self.test_loader(self.data.test)
         name = f"{config.dataset}-{str(config.student).replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = config.output or Path("output") / parallel.said(name)
@@ -98,6 +107,13 @@ class Job:
     def train_loader(self, split: Split) -> Loader:
         """This process's share of batches of `--batch-size` pictures, augmented."""
         return self._loader(split, self.config.seed, augment=True, drop_last=True)
+
+    def _growing(self) -> Loader | Growing:
+        """The batches of a student's training, as --size-schedule has them."""
+        config, train = self.config, self.data.train
+        if not config.size_schedule:
+            return self.loader
+        return Growing(lambda side: self.train_loader(train.sized(side)), config.size_schedule, config.epochs or 1)
 
     def judging_loader(self, split: Split) -> Loader:
         """The same for the validation loss of a search: batches of one size, if there is a whole one."""
@@ -238,7 +254,7 @@ class Job:
         return distill(
             student,
             self.teacher if METHODS[method].needs_teacher else None,
-            self.loader,
+            self.loader if name == "teacher" else self.growing,
             config.student_recipe(epochs),
             method=method,
             test=self.test,

@@ -160,12 +160,10 @@ def _finite(loss: float, where: str) -> None:
 
 
 def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]]) -> None:
-    state = {
-        "step": step.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "history": history,
-        "rng": parallel.gathered(torch.get_rng_state()),
-    }
+    rng = parallel.gathered(torch.get_rng_state())
+    if not parallel.first():  # the others would write, and drop, all the weights
+        return
+    state = {"step": step.state_dict(), "scheduler": scheduler.state_dict(), "history": history, "rng": rng}
     with whole_file(path) as part:
         torch.save(state, part)
 

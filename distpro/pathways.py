@@ -142,9 +142,12 @@ class Pathways(nn.Module):
         losses = []
         loss = weights.new_zeros(())
         if features:
-            with record_function("transforms"):
-                students = [self.blocks[p.name](source) for p, source in features]
             teachers = [teacher.maps[p.teacher - 1] for p, _ in features]
+            with record_function("transforms"):  # to the teacher's size of today: pictures may grow in a training
+                students = [
+                    self.blocks[p.name](source, taught.shape[2:])
+                    for (p, source), taught in zip(features, teachers, strict=True)
+                ]
             loss, each = pathway_loss(students, teachers, weights[: len(features)], self.distance)
             losses.append(each)
         if logits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,15 +10,28 @@ from torch import Tensor, nn
 Shape = tuple[int, int, int]  # [C, H, W] of one picture's map
 
 
+Size = Sequence[int]  # [H, W]
+
+
 class Resize(nn.Module):
-    """Nearest interpolation of `[N, C, h, w]` to a fixed `[N, C, H, W]`; nothing where the size is right."""
+    """Nearest interpolation of `[N, C, h, w]` to `[N, C, H, W]`, `size` by default; nothing where the size is right."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        self.size = size
+        self.size = tuple(size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x if tuple(x.shape[2:]) == self.size else F.interpolate(x, self.size, mode="nearest")
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
+        size = self.size if size is None else tuple(size)
+        return x if tuple(x.shape[2:]) == size else F.interpolate(x, size, mode="nearest")
+
+
+class Transform(nn.Sequential):
+    """A block from a student's map to a teacher's: resized to `size`, or to the one that it was made for."""
+
+    def forward(self, input: Tensor, size: Size | None = None) -> Tensor:
+        for module in self:
+            input = module(input, size) if isinstance(module, Resize) else module(input)
+        return input
 
 
 class Attention(nn.Module):
@@ -83,13 +96,13 @@ TRANSFORMS: dict[str, Callable[[Shape, Shape, int], list[nn.Module]]] = {
 }
 
 
-def create_transform(kind: str, student: Shape, teacher: Shape) -> nn.Sequential:
+def create_transform(kind: str, student: Shape, teacher: Shape) -> Transform:
     """The block `kind` from a student map `[C_s, H_s, W_s]` to a teacher's `[C_t, H_t, W_t]`.
 
     The width between is min(512, C_t, C_s). Convolutions start He-normal over their fan-out, but for the attention's,
     whose fan-out of one would make its map, and so a square of the features, start some ten times too large.
     """
-    block = nn.Sequential(*TRANSFORMS[kind](student, teacher, min(512, teacher[0], student[0])))
+    block = Transform(*TRANSFORMS[kind](student, teacher, min(512, teacher[0], student[0])))
     for module in block:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

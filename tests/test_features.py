@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from distpro import Distiller
 from distpro.errors import UserError
 from distpro.features import Features, Teacher
 from distpro.models import create_model
@@ -151,3 +152,25 @@ def test_a_cut_teacher_gives_the_same_maps(name, kind):
         assert len(cut.maps) == depth
         assert cut.logits.numel() == 0
         assert all(torch.equal(a, b) for a, b in zip(cut.maps, whole, strict=False))
+
+
+def test_the_hooks_of_a_reader_go_with_it():
+    network = Own().eval()
+    x = torch.randn(2, 3, 16, 16)
+    readers = [Features(network, (3, 16, 16), layers) for layers in (["entry", "body"], ["body"])]
+    with pytest.raises(UserError, match="layer 'never' of Own was not run"):
+        Features(network, (3, 16, 16), ["never"])
+    outputs = [reader(x) for reader in readers]
+    assert [len(output.maps) for output in outputs] == [2, 1]
+    assert torch.equal(outputs[0].maps[1], outputs[1].maps[0])
+
+    def hooks():
+        return [len(module._forward_hooks) for module in (network.entry, network.body, network.never)]
+
+    assert hooks() == [1, 2, 0]
+    del readers[0]
+    assert hooks() == [0, 1, 0]
+    assert len(readers[0](x).maps) == 1
+    for _ in range(3):
+        Distiller(network, network, image=(3, 16, 16), student_layers=["body"], teacher_layers=["entry"])
+    assert hooks() == [0, 1, 0]

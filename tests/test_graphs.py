@@ -255,3 +255,16 @@ def test_graphs_that_are_wanted_where_there_is_no_gpu():
     assert graphed(step, torch.device("cpu"), Observer()) is step
     with pytest.raises(UserError, match="CUDA graphs need a GPU, this job runs on cpu"):
         distill(student, None, batches("cpu", 2), RECIPE, method="none", cuda_graphs=True)
+
+
+def test_pictures_that_grow_have_a_graph_a_size(backend):
+    """As --size-schedule has it."""
+    eager, ours = (distill_step(backend.device, "distpro", transforms="AE") for _ in range(2))
+    train = [(nn.functional.interpolate(x, 8 if k < 6 else 12), y) for k, (x, y) in enumerate(batches(backend.device))]
+    want, rows = trained(eager, eager, train)
+    graphs = Graphed(ours, backend)
+    got, told = trained(ours, graphs, train)
+    same(got, want)
+    same(told, rows)
+    assert len(graphs.graphs.known) == 2
+    assert all(captured.replay for captured in graphs.graphs.known.values())

@@ -8,6 +8,7 @@ from timm.models import get_pretrained_cfg
 
 from distpro.config import parse
 from distpro.console import Console
+from distpro.data import MEAN, STD
 from distpro.features import Features
 from distpro.job import Job
 
@@ -31,6 +32,8 @@ def test_a_configuration_is_what_the_paper_says(path, photos):
     assert config.teacher_pretrained
     assert (config.epochs, config.search_epochs, config.batch_size) == (100, 20, 512)
     assert (config.lr, config.weight_decay, config.sched) == (0.1, 1e-4, "cosine")
+    half = "vit" in path.stem  # that teacher saw pictures normalised by 0.5
+    assert (config.mean, config.std) == (((0.5,) * 3, (0.5,) * 3) if half else (MEAN, STD))
     # without a download, and small enough for three classes of a few pictures
     config = replace(config, teacher_pretrained=False, image_size=64, batch_size=4, loader="torchvision", workers=0)
     job = Job(config, Console())

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from distpro.errors import UserError
-from distpro.models import create_model, list_models
+from distpro.models import create_model, list_models, normalisation
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RESNET56 = SHARED / "checkpoints" / "cifar100_resnet56.pth"
@@ -297,3 +298,16 @@ def test_a_name_that_is_no_model_is_one_sentence(name, says):
 def test_the_zoo_has_no_pretrained_weights():
     with pytest.raises(UserError, match="'vgg13' has no published weights here"):
         create_model("vgg13", 10, pretrained=True)
+
+
+def test_the_normalisation_is_that_of_the_published_weights(tmp_path):
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    usual = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert normalisation("vit_base_patch16_224.augreg2_in21k_ft_in1k") == half
+    assert normalisation("timm:resnet34.tv_in1k") == usual
+    assert normalisation("cifar:resnet20") is normalisation("resnet20") is normalisation("resnet34.no_such") is None
+    model = timm.create_model("test_resnet", num_classes=3)
+    model.pretrained_cfg = model.pretrained_cfg | {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    timm.models.save_for_hf(model, tmp_path / "saved")
+    assert normalisation(f"local-dir:{tmp_path / 'saved'}") == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert normalisation(f"local-dir:{tmp_path / 'none'}") is None

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distpro import parallel
+from distpro import Recipe, distill, parallel
+from distpro.models import create_model, save_weights
 
 HERE = Path(__file__).parent
 PATIENCE = 300  # seconds
@@ -109,8 +110,6 @@ def test_in_a_process_of_its_own_nothing_happens():
 
 @pytest.mark.parametrize("name", ["resnet8", "MobileNetV2"])
 def test_synchronised_normalisations_keep_the_keys(name):
-    from distpro.models import create_model
-
     model = create_model(name, 10, 3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     expected = model.eval()(x := torch.randn(2, 3, 32, 32))
@@ -118,3 +117,22 @@ def test_synchronised_normalisations_keep_the_keys(name):
     assert list(model.state_dict()) == list(before)
     assert any(isinstance(module, parallel.SyncBatchNorm) for module in model.modules())
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+def test_only_the_first_process_serialises_weights(tmp_path, monkeypatch):
+    """The others would write them all, for nothing, after every epoch."""
+    saved = []
+    monkeypatch.setattr(torch, "save", lambda *_: saved.append("checkpoint"))
+    monkeypatch.setattr("distpro.models.checkpoint.save_file", lambda *_, **__: saved.append("weights"))
+
+    def train():
+        student = create_model("wrn_10_1", 10, 1)
+        batches = [(torch.randn(4, 1, 8, 8), torch.arange(4))]
+        distill(student, None, batches, Recipe(2), method="none", checkpoint=tmp_path / "last.pt")
+        save_weights(student, tmp_path / "student.safetensors")
+
+    train()
+    assert saved == ["checkpoint", "checkpoint", "weights"]
+    monkeypatch.setattr(parallel, "first", lambda: False)
+    train()
+    assert len(saved) == 3

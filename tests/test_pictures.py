@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as TF
 
-from distpro.data import create_dataset, holdout
+from distpro.data import MEAN, STD, create_dataset, holdout
 from distpro.data.pictures import draw, random_window
 from distpro.errors import UserError
 
@@ -70,6 +70,26 @@ def test_small_pictures_are_shifted_and_flipped(tmp_path, loader):
         assert any(hits)
         flips += int(hits[1])
     assert 0 < flips < 7
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_any_mean_and_std(photos, loader, augment):
+    def read(**options):
+        train = create_dataset("folder", photos, image_size=48, num_workers=0, loader=loader, **options).train
+        return next(iter(train.loader(18, shuffle=False, augment=augment)))[0]
+
+    mean, std = torch.tensor([[0.1, 0.5, 0.6], [0.5, 0.25, 0.125]]).view(2, 3, 1, 1)
+    pixels = read() * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    x = read(mean=(0.1, 0.5, 0.6), std=(0.5, 0.25, 0.125))
+    torch.testing.assert_close(x, (pixels - mean) / std, atol=2e-5, rtol=0)
+    with pytest.raises(UserError, match=r"std 1 0 1: expected three numbers above 0"):
+        read(std=(1, 0, 1))
+
+
+def test_the_mean_of_a_data_set_in_memory_is_its_own():
+    with pytest.raises(UserError, match="data set 'digits' has a mean and std of its own"):
+        create_dataset("digits", mean=MEAN)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

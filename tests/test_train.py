@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 import distpro.config
+import distpro.data
 import distpro.job
 import distpro.train
 from distpro import Process
@@ -133,6 +135,17 @@ def test_every_method_gets_its_own_weight(monkeypatch):
         "reviewkd": {"kd_weight": 5.0},
         "distpro": {"kd_weight": 7.0},
     }
+
+
+def test_pictures_are_normalised_as_the_teacher_s_weights_want_it(tmp_path):
+    words = ["--dataset", "folder", "--teacher", "vit_tiny_patch16_224"]
+    assert distpro.config.parse(words).mean == distpro.data.MEAN
+    trained = distpro.config.parse([*words, "--teacher-pretrained", "--std", "0.1", "0.2", "0.3"])
+    assert (trained.mean, trained.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    args = tmp_path / "args.yaml"
+    args.write_text(yaml.safe_dump(trained.plain()))
+    assert distpro.config.parse(["--config", str(args)]) == replace(trained, config=args)
+    assert distpro.config.parse(["--teacher", "wrn_16_2"]).mean is None  # the digits have their own
 
 
 def test_search_alone(job, tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..errors import UserError, unknown
 from ..precision import DTYPES
-from .base import Dataset, Loader, Request, Split, arranged, holdout
+from .base import MEAN, STD, Channels, Dataset, Growing, Loader, Request, Split, arranged, holdout
 from .cifar import cifar10, cifar100
 from .digits import digits
 from .folder import LOADERS, default_loader, folder
@@ -17,7 +18,10 @@ from .folder import LOADERS, default_loader, folder
 __all__ = [
     "DATASETS",
     "LOADERS",
+    "MEAN",
+    "STD",
     "Dataset",
+    "Growing",
     "Loader",
     "Split",
     "arranged",
@@ -45,6 +49,8 @@ def create_dataset(
     loader: str | None = None,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    mean: Channels | None = None,
+    std: Channels | None = None,
 ) -> Dataset:
     """The data set `name`, read from the folder `root` where it needs one ('digits' does not).
 
@@ -53,6 +59,8 @@ def create_dataset(
     at most 8; 0: none, this process reads), or DALI's threads. `loader`: 'dali', 'torchvision' or 'synthetic', for
     a 'folder' (None: DALI where it is installed). `dtype` (float32, float16 or bfloat16) and `channels_last`: of the
     batches of a 'folder'; the loaders write them so, DALI without a copy, except for bfloat16, which it does not know.
+    `mean`, `std`: of red, green and blue in 0 to 1, by which the pictures of a 'folder' are normalised (None:
+    ImageNet's); the other data sets have their own.
     UserError for an unknown name, a folder that is absent or not as it should be, a damaged file.
     """
     if name not in DATASETS:
@@ -65,6 +73,11 @@ def create_dataset(
         raise unknown("loader", loader, LOADERS)
     if dtype not in DTYPES.values():
         raise UserError(f"batches of {dtype}: expected one of {', '.join(DTYPES)}")
+    if (mean or std) and name != "folder":
+        raise UserError(f"data set '{name}' has a mean and std of its own: --mean and --std are of a 'folder'")
+    if std is not None and min(std) <= 0:
+        raise UserError(f"std {' '.join(map(str, std))}: expected three numbers above 0")
     where = None if root is None else Path(root).expanduser()
     request = Request(name, where, image_size, torch.device(device), num_workers, loader, dtype, channels_last)
+    request = replace(request, mean=mean or MEAN, std=std or STD)
     return DATASETS[name](request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -17,6 +17,9 @@ from ..errors import UserError, nearest
 
 Batch: TypeAlias = tuple[Tensor, Tensor]  # x [N, C, H, W], normalised, float32 unless asked otherwise; y int64 [N]
 Rows: TypeAlias = Tensor | np.ndarray | Sequence[int]
+Channels: TypeAlias = tuple[float, float, float]  # red, green, blue
+MEAN: Channels = (0.485, 0.456, 0.406)  # ImageNet's
+STD: Channels = (0.229, 0.224, 0.225)
 
 
 def mixed(*key: int) -> int:
@@ -102,6 +105,36 @@ class Loader(ABC):
             yield step, order[step * together : (step + 1) * together]
 
 
+class Growing:
+    """Batches of a training of `epochs` whose pictures grow, part by part, each of as many whole epochs.
+
+    read: the loader of the training at a side in pixels; the one before is let go. Seeds, steps and windows are those
+    of every other size: only the resizing differs.
+    """
+
+    def __init__(self, read: Callable[[int], Loader], sides: Sequence[int], epochs: int) -> None:
+        if len(sides) > epochs:
+            raise UserError(f"--size-schedule has {len(sides)} sizes: expected at most one for each of {epochs} epochs")
+        self._read, self._sides, self._epochs = read, sides, epochs
+        self._side, self._loader = sides[0], read(sides[0])
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._epoch
+        self._epoch += 1
+        side = self._sides[min(epoch, self._epochs - 1) * len(self._sides) // self._epochs]
+        if side != self._side:
+            self._side, self._loader = side, self._read(side)
+        self._loader.set_epoch(epoch)
+        return iter(self._loader)
+
+
 class Split(ABC):
     """Labelled pictures: `labels` is int64 [N] on the CPU, row for row with the pictures."""
 
@@ -116,6 +149,10 @@ class Split(ABC):
         if len(rows) == 0:
             raise UserError(f"an empty subset: expected at least one of the {len(self)} pictures of the split")
         return self._take(rows)
+
+    @abstractmethod
+    def sized(self, side: int) -> Split:
+        """The same pictures, in batches of `side` by `side` pixels."""
 
     @abstractmethod
     def _take(self, rows: Tensor) -> Split:
@@ -152,6 +189,8 @@ class Request:
     loader: str | None = None
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    mean: Channels = MEAN
+    std: Channels = STD
 
     def folder(self, expected: str) -> Path:
         """`root`, where it is a folder; else the UserError that says what was `expected` there."""

@@ -10,6 +10,7 @@ import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from ..errors import UserError
 from .base import Batch, Loader, mixed
-from .pictures import MEAN, STD, TRIES, Pictures, Recipe, decoded, draw
+from .pictures import TRIES, Pictures, Recipe, decoded, draw
 
 AHEAD = 2  # batches that DALI works on while one is used
 Order = tuple[list[np.ndarray], ...]  # of one batch: paths uint8 [N][bytes], and numbers float64 [N][2 * TRIES + 3]
@@ -41,6 +42,16 @@ class DaliPictures(Pictures):
         return DaliLoader(self, batch_size, shuffle, augment, seed, drop_last)
 
 
+@dataclass
+class Told:
+    """What DALI asks for its orders; asking the loader, it would keep it, and a GPU's memory, from being let go."""
+
+    orders: Iterator[Order] = field(default_factory=lambda: iter(()))
+
+    def __call__(self) -> Order:
+        return next(self.orders)
+
+
 class DaliLoader(Loader):
     """Batches out of files, on the split's device.
 
@@ -56,7 +67,7 @@ class DaliLoader(Loader):
         super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self._split, self._augment = split, augment
         self._iterator: Any = None
-        self._orders: Iterator[Order] = iter(())
+        self._told = Told()
         self._ahead: deque[list[int]] = deque()  # rows that DALI was told and has not delivered
         self._intact: set[int] = set()  # rows whose files look cut off and are not
         self._passes = 0
@@ -68,9 +79,9 @@ class DaliLoader(Loader):
         if self._ahead:  # a pass that was left early, or that failed: its batches would come first
             self._iterator = None
             self._ahead.clear()
-        self._orders = self._told(epoch, start)
+        self._told.orders = self._orders(epoch, start)
         if self._iterator is None:
-            self._iterator = _iterator(split, self._augment, self._batch_size, lambda: next(self._orders))
+            self._iterator = _iterator(split, self._augment, self._batch_size, self._told)
         else:
             self._iterator.reset()
         while True:
@@ -87,7 +98,7 @@ class DaliLoader(Loader):
             if self._passes != mine:
                 raise RuntimeError("this pass is over: another one over the same loader has begun")
 
-    def _told(self, epoch: int, start: int) -> Iterator[Order]:
+    def _orders(self, epoch: int, start: int) -> Iterator[Order]:
         """What DALI is told of each batch."""
         for _, picked in self._plan(epoch, start):
             rows = picked.tolist()
@@ -189,7 +200,7 @@ def _pipeline(source: Any, recipe: Recipe, augment: bool, decoder: str, layout: 
             picture = fn.slice(
                 picture, start=shift, shape=(size, size), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
             )
-    mean, std = ([255 * value for value in values] for values in (MEAN, STD))
+    mean, std = ([255 * value for value in values] for values in (recipe.mean, recipe.std))
     x = fn.crop_mirror_normalize(picture, mirror=mirror, mean=mean, std=std, dtype=dtype, output_layout=layout)
     return x, fn.cat(file[:2], file[-2:])
 

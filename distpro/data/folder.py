@@ -58,7 +58,7 @@ def folder(request: Request) -> Dataset:
         test = files[chosen], labels[chosen]
         files, labels = files[rest], labels[rest]
         name = f"{name} (a fixed fifth held out for test)"
-    recipe = _recipe(root, files, labels, request.image_size)
+    recipe = _recipe(root, files, labels, request)
     workers = min(8, _cores()) if request.num_workers is None else request.num_workers
     kind = _pictures(request.loader or default_loader())
     form = request.dtype, request.channels_last
@@ -130,15 +130,16 @@ def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndar
     return _packed(files), torch.tensor(labels)
 
 
-def _recipe(root: Path, files: np.ndarray, labels: Tensor, image_size: int | None) -> Recipe:
+def _recipe(root: Path, files: np.ndarray, labels: Tensor, request: Request) -> Recipe:
     """Judged by the first picture of every class: small ones are augmented lightly and keep their size."""
     first = np.unique(labels.numpy(), return_index=True)[1]
     sizes = {size_of(os.path.join(os.fsencode(root), file)) for file in files[first]}
     sides = {side for size in sizes for side in size}
     small = max(sides) <= 64
+    image_size = request.image_size
     if image_size is None:
         image_size = min(sides) if small and len(sides) == 1 else 224
-    return Recipe(image_size, light=small and image_size <= 64)
+    return Recipe(image_size, small and image_size <= 64, request.mean, request.std)
 
 
 def _folders(folder: Path) -> list[str]:

@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UserError
-from .base import Batch, Loader, Split, mixed
+from .base import MEAN, STD, Batch, Channels, Loader, Split, mixed
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 TRIES = 10  # windows that are drawn before the middle is taken, as torchvision does
 Job = tuple[int, int | None]  # row of the split, and the seed of its augmentation (None: none)
 
@@ -32,11 +31,13 @@ class Recipe:
     resizes the short side to image_size * 256 / 224 and takes the middle. Light, for pictures of at most 64
     pixels, of which such windows would leave a few: the short side becomes image_size (most have it already),
     the middle is taken, and train shifts it by up to image_size / 8 pixels, zeros moving in. In both, train
-    flips half of the pictures.
+    flips half of the pictures. Pixels, in 0 to 1, are normalised by `mean` and `std` per channel.
     """
 
     image_size: int
     light: bool
+    mean: Channels = MEAN
+    std: Channels = STD
 
     def __call__(self, picture: Image.Image, seed: int | None) -> Image.Image:
         """`picture`, RGB; a `seed` for train, None for test."""
@@ -121,6 +122,9 @@ class Pictures(Split):
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
+    def sized(self, side: int) -> Pictures:
+        return replace(self, recipe=replace(self.recipe, image_size=side))
+
     def _take(self, rows: Tensor) -> Pictures:
         return replace(self, files=self.files[rows.numpy()], labels=self.labels[rows])
 
@@ -167,7 +171,8 @@ class PictureLoader(Loader):
         self._labels, self._augment, self._device = split.labels, augment, split.device
         self._dtype = split.dtype
         self._layout = torch.channels_last if split.channels_last else torch.contiguous_format
-        mean, std = (torch.tensor(value, device=split.device).view(-1, 1, 1) for value in (MEAN, STD))
+        moments = split.recipe.mean, split.recipe.std
+        mean, std = (torch.tensor(value, device=split.device).view(-1, 1, 1) for value in moments)
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._passes, self._jobs = 0, Jobs()
         workers = min(split.num_workers, len(self))

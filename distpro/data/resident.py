@@ -46,6 +46,9 @@ class Resident(Split):
         size, frame = self.recipe.image_size, 2 * self.recipe.padding
         return (channels, size, size) if size else (channels, height - frame, width - frame)
 
+    def sized(self, side: int) -> Resident:
+        return replace(self, recipe=replace(self.recipe, image_size=side))
+
     def _take(self, rows: Tensor) -> Resident:
         return replace(self, padded=self.padded[rows.to(self.padded.device)], labels=self.labels[rows])
 

@@ -21,6 +21,9 @@ class Synthetic(Split):
     shape: tuple[int, int, int]
     request: Request
 
+    def sized(self, side: int) -> Synthetic:
+        return replace(self, shape=(self.shape[0], side, side))
+
     def _take(self, rows: Tensor) -> Synthetic:
         return replace(self, labels=self.labels[rows])
 

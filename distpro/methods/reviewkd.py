@@ -12,7 +12,7 @@ from distpro.features import Features, Output, Teacher
 from distpro.methods.base import Method, Moment
 from distpro.ops import pathway_loss
 from distpro.process import WARM_UP, warmed
-from distpro.transforms import Resize, Shape
+from distpro.transforms import Resize, Shape, Size
 
 
 class Fusion(nn.Module):
@@ -21,21 +21,20 @@ class Fusion(nn.Module):
     def __init__(self, student: Shape, teacher: Shape, mid: int, deepest: bool) -> None:
         super().__init__()
         self.reduce = nn.Sequential(nn.Conv2d(student[0], mid, 1, bias=False), nn.BatchNorm2d(mid))
-        self.upsample = Resize(student[1:])
         self.attention = None if deepest else nn.Conv2d(2 * mid, 2, 1)
         self.resize = Resize(teacher[1:])
         self.expand = nn.Sequential(nn.Conv2d(mid, teacher[0], 3, padding=1, bias=False), nn.BatchNorm2d(teacher[0]))
         for part in (self.reduce, self.expand):
             nn.init.kaiming_uniform_(next(part.parameters()), a=1)
 
-    def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`(map like the teacher's, rest for the next shallower stage)`."""
+    def forward(self, x: Tensor, deeper: Tensor | None, size: Size) -> tuple[Tensor, Tensor]:
+        """`(map of the teacher's size [H, W], rest for the next shallower stage)`."""
         x = self.reduce(x)
         if self.attention is not None and deeper is not None:
-            deeper = self.upsample(deeper)
+            deeper = self.resize(deeper, x.shape[2:])
             share = self.attention(torch.cat([x, deeper], 1)).sigmoid()
             x = x * share[:, :1] + deeper * share[:, 1:]
-        x = self.resize(x)
+        x = self.resize(x, size)
         return self.expand(x), x
 
 
@@ -73,8 +72,9 @@ class ReviewKD(Method):
         assert teacher is not None
         reviewed: list[Tensor] = []
         rest = None
-        for fusion, x in zip(reversed(self.fusions), reversed(student.maps), strict=True):
-            y, rest = fusion(x, rest)
+        deep_first = zip(reversed(self.fusions), reversed(student.maps), reversed(teacher.maps), strict=True)
+        for fusion, x, taught in deep_first:
+            y, rest = fusion(x, rest, taught.shape[2:])
             reviewed.insert(0, y)
         loss, _ = pathway_loss(reviewed, teacher.maps, moment.weights, "hcl")
         return {"reviewkd": loss}

@@ -3,6 +3,14 @@
 from distpro.models.base import StagedNet
 from distpro.models.checkpoint import load_checkpoint, save_weights
 from distpro.models.own import own_network
-from distpro.models.zoo import create_model, list_models
+from distpro.models.zoo import create_model, list_models, normalisation
 
-__all__ = ["StagedNet", "create_model", "list_models", "load_checkpoint", "own_network", "save_weights"]
+__all__ = [
+    "StagedNet",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "normalisation",
+    "own_network",
+    "save_weights",
+]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from distpro import parallel
 from distpro.errors import UserError, nearest
 from distpro.files import whole_file
 from distpro.models.zoo import ZOO
@@ -45,8 +46,11 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write the model's state dict to `path` as safetensors, under the model's own names.
 
     The file appears whole or not at all. Tensors that share memory are written once for each name, so that
-    every reader finds every name. Raises UserError where the file cannot be written.
+    every reader finds every name. Of the processes of a job the first one writes. Raises UserError where the file
+    cannot be written.
     """
+    if not parallel.first():
+        return
     state = {key: value.detach().cpu().contiguous().clone() for key, value in _unwrapped(model).state_dict().items()}
     try:
         with whole_file(path) as part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -21,6 +22,7 @@ NARROW, TIMES4 = (16, 16, 32, 64), (32, 64, 128, 256)  # channels of a ResNet's 
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:", "local_dir:")  # prefixes of timm's own
 
 Builder = Callable[..., StagedNet]
+RGB = tuple[float, float, float]
 ZOO: dict[str, Builder] = {
     **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth, width in WIDE},
     **{f"resnet{depth}": partial(ResNet, depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)},
@@ -65,6 +67,22 @@ def create_model(
     if side != "cifar" and _timm_knows(bare):
         return _timm_model(bare, num_classes, in_chans, pretrained, image_size)
     raise unknown("model", name, _names(side))
+
+
+def normalisation(name: str) -> tuple[RGB, RGB] | None:
+    """Mean and std of the pictures that timm's weights `name` were trained on; None where timm does not say."""
+    side, bare = _split(name)
+    if side == "cifar" or not _timm_knows(bare):
+        return None
+    import timm
+
+    try:  # of a network on a hub or in a folder timm knows them only with the network
+        made = timm.create_model(bare).pretrained_cfg if bare.startswith(HUBS) else None
+        found: Any = made or vars(timm.models.get_pretrained_cfg(bare))
+    except Exception:  # an unknown tag, or no connection: making the network tells
+        return None
+    mean, std = (tuple(map(float, found[key])) for key in ("mean", "std"))
+    return (mean, std) if len(mean) == len(std) == 3 else None
 
 
 def _split(name: str) -> tuple[str, str]:
