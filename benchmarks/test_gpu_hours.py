@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from networks import as_run
 
 from distpro import Distiller, Process, Recipe
 from distpro.distill import DistillStep
@@ -118,16 +119,19 @@ def test_hours(race, device, request, benchmark, teacher, student, task):
         torch.manual_seed(0)
         return create_model(student, task.classes).to(device)
 
-    def distilling(method, **options):
-        return DistillStep(Distiller(fresh(), frozen, image=image, method=method, **options).train(), RECIPE)
+    def distilling(method, moments=(0.5,), **options):
+        step = DistillStep(Distiller(fresh(), frozen, image=image, method=method, **options).train(), RECIPE)
+        return as_run(step, device, *((x, y, moment) for moment in moments))
 
     reader, reads = Features(fresh(), image, None, task.pooled).train(), Teacher(frozen, image, None, task.pooled)
     paths = all_pathways(len(reads.shapes), len(reader.shapes), task.transforms, task.direction)
     blocks = Pathways(paths, reader.shapes, reads.shapes).to(device)
     optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
-    searching = SearchStep(reader, reads, blocks, optimizer, [(x, y)], steps=10**4)
+    searching = as_run(SearchStep(reader, reads, blocks, optimizer, [(x, y)], steps=10**4), device, (x, y, 0.0))
     shared = {"transforms": task.transforms, "pathways": task.direction, "pooled": task.pooled}
-    distpro = distilling("distpro", process=low_stages_first(paths), **shared)
+    process = low_stages_first(paths)
+    assert all(int((process.at(k / (MOMENTS - 1)) > 0).sum()) == round(KEPT * len(paths)) for k in range(MOMENTS))
+    distpro = distilling("distpro", [k / (MOMENTS - 1) for k in range(MOMENTS)], process=process, **shared)
     alone, kd, reviewkd = (distilling(name) for name in ("none", "kd", "reviewkd"))
     steps = {
         "alone": lambda: alone(x, y, 0.5),
@@ -141,7 +145,6 @@ def test_hours(race, device, request, benchmark, teacher, student, task):
         steps[name] = lambda k=k: distpro(x, y, k / (MOMENTS - 1))
     for name, step in steps.items():
         assert torch.isfinite(step()["loss"]), name
-    assert len(distpro.distiller.method.moment(0.0).active) == round(KEPT * len(paths))
 
     race(steps, "reviewkd", time.process_time, batch=count, pathways=len(paths))
     median = {name: found[1] / 3.6e6 / count for name, found in benchmark.extra_info["milliseconds"].items()}

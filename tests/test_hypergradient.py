@@ -176,7 +176,7 @@ def test_alpha_first_takes_the_same_gradient_and_a_newer_weight():
     # and theta is the one that the new weights give: one plain step of a third setting that starts with them
     third, _, _ = setting(PAIRS[0])
     third.z.copy_(first.z)
-    third._train_step(*batch, torch.tensor(third.scale).double())
+    third._train_step(*batch, torch.tensor(third.scale, dtype=torch.float64))
     for got, expected in zip(first.theta, third.theta, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     for got, expected in zip(first.student.buffers(), third.student.buffers(), strict=True):
@@ -188,7 +188,7 @@ def test_alpha_first_on_the_very_first_step():
     third, _, _ = setting(PAIRS[0], warm=0)
     first(*batch, 0.0)
     third.z.copy_(first.z)
-    third._train_step(*batch, torch.tensor(third.scale).double())
+    third._train_step(*batch, torch.tensor(third.scale, dtype=torch.float64))
     for got, expected in zip(first.theta, third.theta, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
@@ -201,7 +201,7 @@ def test_traps(hypergradient):
     step.teacher.model.train()  # as a user's own loop might
     teacher = {k: v.clone() for k, v in step.teacher.state_dict().items()}
     step(*batch, 0.0)
-    plain._train_step(*batch, torch.tensor(plain.scale).double())
+    plain._train_step(*batch, torch.tensor(plain.scale, dtype=torch.float64))
     assert not any(module.training for module in step.teacher.modules())
     for name, value in step.teacher.state_dict().items():
         assert torch.equal(value, teacher[name]), name

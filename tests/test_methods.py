@@ -201,18 +201,17 @@ def test_a_dropped_pathway_waits_unchanged_until_it_returns():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["distpro", "reviewkd"])
-def test_compiled_parts_train_the_same(method):
+def test_compiled_parts_train_the_same():
     """Blocks that are dropped for a while included: none is compiled with another."""
-    process = Process(torch.tensor([[1.0] * 9 + [0.0] * 9, [1.0] * 18]), all_pathways(3, 3, "AE"))
-    options = {"transforms": "AE", "process": process} if method == "distpro" else {}
+    process = Process(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), all_pathways(3, 3, "A", "same"))
     torch.manual_seed(1)
     batches = [(torch.randn(8, 1, 8, 8), torch.randint(10, (8,))) for _ in range(4)]
     states = []
     for compiled in (False, True):
         torch.manual_seed(0)
         student, teacher = create_model("wrn_10_1", 10, 1), create_model("resnet8", 10, 1)
-        distill(student, teacher, batches, Recipe(2, lr=0.01), method=method, compile=compiled, **options)
+        options = {"process": process, "transforms": "A", "pathways": "same", "compile": compiled}
+        distill(student, teacher, batches, Recipe(2, lr=0.01), **options)
         states.append(student.state_dict())
     assert list(states[0]) == list(states[1])
     for got, want in zip(states[1].values(), states[0].values(), strict=True):
