@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import tyro
-import yaml
 
 from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import DEFAULTS, FAST, KD_WEIGHTS, PAPER, SLOW_STUDENTS
@@ -263,57 +258,3 @@ def fill(config: Config) -> Config:
     if filled.teacher_checkpoint and filled.teacher_pretrained:
         raise UserError("--teacher-checkpoint and --teacher-pretrained exclude each other")
     return filled
-
-
-def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Config:
-    """The configuration of a command line: flags over the --config file's keys over the defaults of the data set.
-
-    Unknown flags and values end the program with exit code 2 and the nearest valid ones, as tyro words it.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    file = _config_file(words)
-    if file is not None:
-        words = [*_flags(file), *words]
-    return fill(tyro.cli(Config, prog=f"python -m {program}", args=words))
-
-
-def _config_file(words: Sequence[str]) -> Path | None:
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word == "--config":
-            return Path(following)
-        if word.startswith("--config="):
-            return Path(word.removeprefix("--config="))
-    return None
-
-
-def _flags(path: Path) -> list[str]:
-    """The keys of a YAML file as flags, so that one parser checks both."""
-    if not path.is_file():
-        raise UserError(f"no configuration file '{path}'")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"'{path}' must hold keys and values, such as 'epochs: 40'")
-    return as_flags(values, str(path))
-
-
-def as_flags(values: Mapping[str, Any], where: str) -> list[str]:
-    """Values by name as words of a command line; `where` they were read says the error for an unknown name."""
-    words: list[str] = []
-    known = {field.name: field for field in fields(Config)}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            raise unknown(f"key in '{where}':", str(key), known)
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool) and known[name].default is None:
-            words += [flag, str(value)]
-        elif isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, (list, tuple)):
-            words += [flag, *map(str, value)]
-        elif value is not None:
-            words += [flag, str(value)]
-    return words

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from distpro import parallel, searching, zoo
@@ -19,7 +17,6 @@ from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError, nearest
 from distpro.features import Features, Teacher
-from distpro.files import whole_file
 from distpro.methods import METHODS
 from distpro.models import create_model, load_checkpoint, own_network, save_weights
 from distpro.pathways import all_pathways
@@ -36,8 +33,6 @@ LABELS = {
 }
 FOUND = ("search", "uniform", "online")  # processes that are no files
 TEST_BATCH = 500
-# Where and how fast a run is, not what it is.
-ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data", "cuda_graphs", "compile")
 MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
 
 
@@ -188,19 +183,6 @@ class Job:
         process = Process.load(path).fit(self.pathways)
         return process.final() if what.startswith("final:") else process
 
-    def open_folder(self) -> None:
-        """Make the run folder, or, with --resume, check that it holds a run of the same configuration."""
-        args = self.folder / "args.yaml"
-        if not parallel.first():
-            pass  # the first process sees to it
-        elif not self.config.resume:
-            if args.exists():
-                raise UserError(f"'{self.folder}' holds a run already: --resume it, or choose another --output")
-        elif args.exists():
-            same_run(self.folder, self.config)
-        with whole_file(args) as part:
-            part.write_text(yaml.safe_dump(self.config.plain(), sort_keys=False))
-
     # -- the parts -------------------------------------------------------------------------------------------------
 
     def prepare_teacher(self) -> Metrics:
@@ -297,15 +279,6 @@ class Job:
             "history": history,
         }
 
-    def write_summary(self, rows: list[dict[str, Any]]) -> None:
-        """`summary.csv`: one line an epoch of every method."""
-        lines = [{"method": row["method"], **epoch} for row in rows for epoch in row["history"]]
-        names = list(dict.fromkeys(name for line in lines for name in line))
-        with whole_file(self.folder / "summary.csv") as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(lines)
-
 
 def cost(history: list[dict[str, float]]) -> dict[str, float]:
     """Of a training: "seconds", "images_per_second", the same without waiting for data, and the share of waiting."""
@@ -316,17 +289,6 @@ def cost(history: list[dict[str, float]]) -> dict[str, float]:
         "compute_images_per_second": images / (seconds - waited),
         "waiting": waited / seconds,
     }
-
-
-def same_run(folder: Path, config: Config) -> None:
-    """A `UserError` where the run in `folder` was begun with flags, of those that change results, unlike these."""
-    theirs = yaml.safe_load((folder / "args.yaml").read_text())
-    for name, value in config.plain().items():
-        if name not in ELSEWHERE and theirs.get(name) != value:
-            raise UserError(
-                f"'{folder}' was begun with {name} = {theirs.get(name)}, not {value}: "
-                f"resume it as it was, or choose another --output"
-            )
 
 
 def _kind(method: str) -> str:

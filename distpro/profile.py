@@ -20,10 +20,10 @@ import torch
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from distpro.config import parse
 from distpro.console import Console
 from distpro.errors import UserError, run_command
 from distpro.files import whole_file
+from distpro.flags import parse
 from distpro.job import Job
 
 WARM_UP = 3  # steps before anything is measured

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from distpro.config import Config, as_flags, parse
+from distpro.config import Config
 from distpro.errors import UserError
+from distpro.flags import as_flags, parse
 
 Flags = dict[str, Any]
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 
 from distpro import parallel
-from distpro.config import parse
 from distpro.console import Console
 from distpro.errors import run_command
+from distpro.flags import parse
 from distpro.job import Job
+from distpro.run_folder import open_folder
 
 
 def main() -> None:
     """The command: teacher and search, in the run folder of `python -m distpro.train`."""
     job = Job(parse(program="distpro.search"), Console())
-    job.open_folder()
+    open_folder(job.folder, job.config)
     job.prepare_teacher()
     process = job.search()
     if parallel.first():

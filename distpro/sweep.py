@@ -31,11 +31,11 @@ from typing import Any
 import tyro
 import yaml
 
-from distpro.config import as_flags
 from distpro.errors import UserError, run_command, unknown
-from distpro.job import same_run
+from distpro.flags import as_flags
 from distpro.process import Process
 from distpro.report import sweep_figure, sweep_table, write_csv
+from distpro.run_folder import same_run
 from distpro.runner import Flags, Run, Runner, places
 
 KEYS = ("title", "flags", "teachers", "searches", "axes", "seeds", "compare")

@@ -8,14 +8,16 @@ import time
 from typing import Any
 
 from distpro import parallel
-from distpro.config import Config, parse
+from distpro.config import Config
 from distpro.console import Console
 from distpro.env import collect, commit, device_name
 from distpro.errors import run_command
 from distpro.files import whole_file
+from distpro.flags import parse
 from distpro.job import Job
 from distpro.process import Process
 from distpro.report import write_report
+from distpro.run_folder import open_folder, write_summary
 
 
 def train(config: Config, command: str = "") -> dict[str, Any]:
@@ -23,7 +25,7 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
     started = time.perf_counter()
     console = Console()
     job = Job(config, console)
-    job.open_folder()
+    open_folder(job.folder, job.config)
     console.say(
         f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} test pictures "
         f"{list(job.data.shape)}, {job.data.num_classes} classes; device {job.device}; results in {job.folder}"
@@ -38,7 +40,7 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         row = job.run_method(method, process if method == "distpro" else None)
         process = row.pop("process") or process  # online, it is known only now
         rows.append(row)
-        job.write_summary(rows)
+        write_summary(job.folder, rows)
 
     title = f"{config.student} on {job.data.name}, {config.epochs} epochs, seed {config.seed}"
     if teacher is not None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from timm.models import get_pretrained_cfg
 
-from distpro.config import parse
 from distpro.console import Console
 from distpro.data import MEAN, STD
 from distpro.features import Features
+from distpro.flags import parse
 from distpro.job import Job
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs/imagenet").glob("*.yaml"))

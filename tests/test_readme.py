@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distpro.config import parse
+from distpro.flags import parse
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -9,12 +9,13 @@ from drawn import LOADERS, save
 from safetensors.torch import load_file
 
 from distpro import Distiller
-from distpro.config import parse
 from distpro.console import Console
 from distpro.data import Growing, create_dataset
 from distpro.errors import UserError
+from distpro.flags import parse
 from distpro.job import Job
 from distpro.models import create_model, save_weights
+from distpro.run_folder import open_folder
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_a_training_goes_on_to_the_same_numbers_and_learns(textures, loader, tmp
 
     def run(name, *more):
         made = job(textures, *words, "--output", tmp_path / name, *more)
-        made.open_folder()
+        open_folder(made.folder, made.config)
         return made.run_method("distpro")
 
     whole = run("whole")["history"]

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from distpro import Process, zoo
-from distpro.config import parse
 from distpro.console import Console
 from distpro.errors import UserError
+from distpro.flags import parse
 from distpro.job import Job
 from distpro.models import create_model, save_weights
 from distpro.pathways import all_pathways

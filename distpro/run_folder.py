@@ -1,0 +1,52 @@
+"""The folder of a run: what it was begun with, and the history it leaves."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distpro import parallel
+from distpro.config import Config
+from distpro.errors import UserError
+from distpro.files import whole_file
+
+# Where and how fast a run is, not what it is.
+ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data", "cuda_graphs", "compile")
+
+
+def open_folder(folder: Path, config: Config) -> None:
+    """Make the run folder, or, with --resume, check that it holds a run of the same configuration."""
+    args = folder / "args.yaml"
+    if not parallel.first():
+        pass  # the first process sees to it
+    elif not config.resume:
+        if args.exists():
+            raise UserError(f"'{folder}' holds a run already: --resume it, or choose another --output")
+    elif args.exists():
+        same_run(folder, config)
+    with whole_file(args) as part:
+        part.write_text(yaml.safe_dump(config.plain(), sort_keys=False))
+
+
+def same_run(folder: Path, config: Config) -> None:
+    """A `UserError` where the run in `folder` was begun with flags, of those that change results, unlike these."""
+    theirs = yaml.safe_load((folder / "args.yaml").read_text())
+    for name, value in config.plain().items():
+        if name not in ELSEWHERE and theirs.get(name) != value:
+            raise UserError(
+                f"'{folder}' was begun with {name} = {theirs.get(name)}, not {value}: "
+                f"resume it as it was, or choose another --output"
+            )
+
+
+def write_summary(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """`summary.csv`: one line an epoch of every method."""
+    lines = [{"method": row["method"], **epoch} for row in rows for epoch in row["history"]]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    with whole_file(folder / "summary.csv") as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(lines)
