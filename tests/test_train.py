@@ -122,7 +122,7 @@ def test_a_part_alone_from_a_saved_process(job, tmp_path):
 
 def test_every_method_gets_its_own_weight(monkeypatch):
     """kd's weight is not that of the feature losses: the baseline would be a straw man."""
-    config = distpro.config.parse(["--kd-weight", "7", "--reviewkd-weight", "5"])
+    config = distpro.flags.parse(["--kd-weight", "7", "--reviewkd-weight", "5"])
     job = distpro.job.Job(config, distpro.job.Console())
     seen = {}
     monkeypatch.setattr(distpro.job, "distill", lambda *_, method, **options: seen.update({method: options}))
@@ -139,13 +139,13 @@ def test_every_method_gets_its_own_weight(monkeypatch):
 
 def test_pictures_are_normalised_as_the_teacher_s_weights_want_it(tmp_path):
     words = ["--dataset", "folder", "--teacher", "vit_tiny_patch16_224"]
-    assert distpro.config.parse(words).mean == distpro.data.MEAN
-    trained = distpro.config.parse([*words, "--teacher-pretrained", "--std", "0.1", "0.2", "0.3"])
+    assert distpro.flags.parse(words).mean == distpro.data.MEAN
+    trained = distpro.flags.parse([*words, "--teacher-pretrained", "--std", "0.1", "0.2", "0.3"])
     assert (trained.mean, trained.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
     args = tmp_path / "args.yaml"
     args.write_text(yaml.safe_dump(trained.plain()))
-    assert distpro.config.parse(["--config", str(args)]) == replace(trained, config=args)
-    assert distpro.config.parse(["--teacher", "wrn_16_2"]).mean is None  # the digits have their own
+    assert distpro.flags.parse(["--config", str(args)]) == replace(trained, config=args)
+    assert distpro.flags.parse(["--teacher", "wrn_16_2"]).mean is None  # the digits have their own
 
 
 def test_search_alone(job, tmp_path):
@@ -213,7 +213,7 @@ def test_resume_needs_a_folder():
 
 def test_a_method_that_does_not_fit_the_pair_is_left_out_of_all(capsys):
     arguments = ["--teacher", "resnet8", "--student-layers", "block1", "block3"]
-    job = distpro.job.Job(distpro.config.parse(arguments), distpro.job.Console())
+    job = distpro.job.Job(distpro.flags.parse(arguments), distpro.job.Console())
     assert job.methods == ["none", "kd", "uniform", "distpro"]
     assert "reviewkd is left out: reviewkd compares stage with stage" in " ".join(capsys.readouterr().out.split())
 
@@ -257,7 +257,7 @@ def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):
     torch.manual_seed(3)
     save_weights(create_model("resnet8", 10, 1), untrained)
     arguments = [*SHORT, "--method", "kd", "--teacher-checkpoint", str(untrained), "--output", str(tmp_path / "out")]
-    distpro.train.train(distpro.config.parse(arguments))
+    distpro.train.train(distpro.flags.parse(arguments))
     assert "is near chance (10.00 %)" in " ".join(capsys.readouterr().out.split())
 
 
