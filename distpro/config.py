@@ -127,6 +127,8 @@ class Config:
     """Of the cross-entropy."""
     ema: float | None = None
     """Keep a moving average of the student with this decay, and let it be the result."""
+    alternating_flip: bool = False
+    """CIFAR: flip each picture in every other epoch, so that any two show both sides, instead of at random."""
     sched: Literal["cosine", "step", "onecycle"] | None = None
     """cosine to 0; onecycle: up for a fifth of the steps, then down to 0; step: a tenth after 5/8, 6/8 and
     7/8 of the epochs (after 1/4, 2/4, 3/4 in the search)."""

@@ -59,6 +59,7 @@ class Job:
             channels_last=config.channels_last,
             mean=config.mean,
             std=config.std,
+            alternating_flip=config.alternating_flip,
         )
         self.data = arranged(whole, config.eval_split, samples=config.train_samples)
         name, weights = str(config.teacher), config.teacher_checkpoint

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,27 @@ def test_offsets_and_flips_are_uniform():
     assert abs(torch.corrcoef(torch.stack([*offsets, flip]).float()).fill_diagonal_(0)).max() < 0.02
     _, top, _, flip = draw(rows, create_dataset("digits").train.recipe, (0, 1, 2))
     assert (top.unique().tolist(), flip.sum()) == ([0, 1, 2], 0)  # a mirrored digit is none
+
+
+def test_alternating_flips_show_both_sides_in_two_epochs(tmp_path):
+    root, _ = write_cifar(tmp_path, "cifar10", "binary")
+    split = create_dataset("cifar10", root, alternating_flip=True).train
+    split = replace(split, recipe=replace(split.recipe, padding=0), padded=split.padded[:, :, 4:-4, 4:-4])
+    plain = torch.cat([x for x, _ in split.loader(20, shuffle=False, augment=False)])
+    sides = []
+    for epoch in range(4):
+        loader = split.loader(20, shuffle=False, augment=True, seed=9)
+        loader.set_epoch(epoch)
+        x = torch.cat([x for x, _ in loader])
+        flipped = (x != plain).flatten(1).any(1)
+        assert x[flipped].equal(plain[flipped].flip(3))
+        sides.append(flipped)
+    assert 0.2 < sides[0].float().mean() < 0.8
+    assert sides[1].equal(~sides[0])
+    assert sides[2].equal(sides[0])
+    assert sides[3].equal(sides[1])
+    with pytest.raises(UserError, match="data set 'digits' cannot flip in every other epoch"):
+        create_dataset("digits", alternating_flip=True)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -11,8 +11,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import distpro.config
 import distpro.data
+import distpro.flags
 import distpro.job
 import distpro.train
 from distpro import Process

@@ -51,6 +51,7 @@ def create_dataset(
     channels_last: bool = False,
     mean: Channels | None = None,
     std: Channels | None = None,
+    alternating_flip: bool = False,
 ) -> Dataset:
     """The data set `name`, read from the folder `root` where it needs one ('digits' does not).
 
@@ -61,6 +62,7 @@ def create_dataset(
     batches of a 'folder'; the loaders write them so, DALI without a copy, except for bfloat16, which it does not know.
     `mean`, `std`: of red, green and blue in 0 to 1, by which the pictures of a 'folder' are normalised (None:
     ImageNet's); the other data sets have their own.
+    `alternating_flip`, for CIFAR: flip each picture in every other epoch, not at random.
     UserError for an unknown name, a folder that is absent or not as it should be, a damaged file.
     """
     if name not in DATASETS:
@@ -77,7 +79,11 @@ def create_dataset(
         raise UserError(f"data set '{name}' has a mean and std of its own: --mean and --std are of a 'folder'")
     if std is not None and min(std) <= 0:
         raise UserError(f"std {' '.join(map(str, std))}: expected three numbers above 0")
+    if alternating_flip and name not in ("cifar10", "cifar100"):
+        raise UserError(
+            f"data set '{name}' cannot flip in every other epoch: --alternating-flip is of cifar10, cifar100"
+        )
     where = None if root is None else Path(root).expanduser()
     request = Request(name, where, image_size, torch.device(device), num_workers, loader, dtype, channels_last)
-    request = replace(request, mean=mean or MEAN, std=std or STD)
+    request = replace(request, mean=mean or MEAN, std=std or STD, alternate=alternating_flip)
     return DATASETS[name](request)

@@ -191,6 +191,7 @@ class Request:
     channels_last: bool = False
     mean: Channels = MEAN
     std: Channels = STD
+    alternate: bool = False
 
     def folder(self, expected: str) -> Path:
         """`root`, where it is a folder; else the UserError that says what was `expected` there."""

@@ -68,7 +68,7 @@ def _cifar(
     std: tuple[float, ...],
 ) -> Dataset:
     root, layout = _locate(request, layouts)
-    recipe = Recipe(mean, std, padding=4, flip=True, image_size=request.image_size)
+    recipe = Recipe(mean, std, padding=4, flip=True, image_size=request.image_size, alternate=request.alternate)
 
     def split(*names: str) -> Resident:
         parts = [_read(root / name, layout.labels, classes) for name in names]

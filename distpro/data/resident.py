@@ -24,6 +24,7 @@ class Recipe:
     flip: bool  # left to right, for half of the pictures
     image_size: int | None = None  # resize to this side after the crop; None keeps the size
     peak: float = 255.0
+    alternate: bool = False  # flip each picture in every other epoch, so that two epochs show both of its sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,7 @@ class ResidentLoader(Loader):
         self._padded, self._labels, self._augment = split.padded, split.labels.to(device), augment
         self._recipe = recipe if augment else replace(recipe, flip=False)
         mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (recipe.mean, recipe.std))
+        self._first = torch.randint(2, (len(split),), generator=generator(seed)) if recipe.alternate else None
         self._scale, self._shift = 1 / (recipe.peak * std), -mean / std
         # Batches of one size on a GPU: a graph makes them. Its memory is one batch's, so what it makes is copied out.
         self._graphs = Graphs(CudaGraphs(device)) if drop_last and device.type == "cuda" else None
@@ -76,7 +78,7 @@ class ResidentLoader(Loader):
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         for step, rows in self._plan_of_all(epoch, start):
             key = (self._seed, epoch, step) if self._augment else None
-            draws = draw(rows, self._recipe, key)[:, self._rank :: self._ranks].contiguous()
+            draws = draw(rows, self._recipe, key, self._first)[:, self._rank :: self._ranks].contiguous()
             yield self._make(draws)
 
     def _make(self, draws: Tensor) -> Batch:
@@ -97,11 +99,11 @@ class ResidentLoader(Loader):
         return x.mul_(self._scale).add_(self._shift), self._labels[draws[0]]
 
 
-def draw(rows: Tensor, recipe: Recipe, key: tuple[int, int, int] | None) -> Tensor:
+def draw(rows: Tensor, recipe: Recipe, key: tuple[int, int, int] | None, first: Tensor | None = None) -> Tensor:
     """Where a batch comes from, int64 [4, N]: row, top and left in the padded picture, flip (0 or 1).
 
     The numbers depend on `key` = (seed, epoch, step) only, for every device; without a key the crop is the
-    middle.
+    middle. first: [M], whether each picture is flipped in epoch 0, where flips alternate.
     """
     count, pad = len(rows), recipe.padding
     draws = torch.stack([rows, *torch.full((2, count), pad), torch.zeros_like(rows)])
@@ -109,7 +111,7 @@ def draw(rows: Tensor, recipe: Recipe, key: tuple[int, int, int] | None) -> Tens
         random = generator(*key)
         draws[1:3] = torch.randint(2 * pad + 1, (2, count), generator=random)
         if recipe.flip:
-            draws[3] = torch.randint(2, (count,), generator=random)
+            draws[3] = torch.randint(2, (count,), generator=random) if first is None else (first[rows] + key[1]) % 2
     return draws
 
 
