@@ -1,4 +1,7 @@
-"""Where the time of a training step goes: `python -m distpro.profile`, with the flags of `python -m distpro.train`."""
+"""Where the time of a training step goes: `python -m distpro.profile`, with the flags of `python -m distpro.train`.
+
+Steps run without CUDA graphs, inside which no part can be told from another.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +157,7 @@ def main() -> None:
     config = parse(words, "distpro.profile")
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        config = replace(config, output=Path(folder) / "run", resume=False)
+        config = replace(config, output=Path(folder) / "run", resume=False, cuda_graphs=False)
         console = Console()
         job = Job(config, console)
         batch = config.batch_size or 0
