@@ -25,6 +25,8 @@ template <typename T>
 using Accumulation = typename Sums<T>::one;
 template <typename T>
 using Vector = typename Sums<T>::vector;
+template <typename T>
+constexpr int kLanes = sizeof(Vector<T>) / sizeof(Accumulation<T>);
 
 #define DISTPRO_INLINE inline __attribute__((always_inline))
 
@@ -120,36 +122,38 @@ DISTPRO_INLINE void store_vector(Half* to, const Floats& x) {
   __builtin_memcpy(to, &bits, sizeof(bits));
 }
 
-// sums += s - t and squares += (s - t)^2, number by number.
-template <typename T>
-DISTPRO_INLINE void accumulate_run(const T* s, const T* t, std::int64_t size,
-                                   Accumulation<T>* __restrict sums,
-                                   Accumulation<T>* __restrict squares) {
-  using A = Accumulation<T>;
-  constexpr int kLanes = kVectorBytes / sizeof(A);
-  std::int64_t k = 0;
-  for (; k + kLanes <= size; k += kLanes) {
-    const Vector<T> d = load_vector(s + k) - load_vector(t + k);
-    store_vector(sums + k, load_vector(sums + k) + d);
-    store_vector(squares + k, load_vector(squares + k) + d * d);
-  }
-  for (; k < size; ++k) {
-    const A d = load(s[k]) - load(t[k]);
-    sums[k] += d;
-    squares[k] += d * d;
+// One number where V is float or double, else a vector.
+template <typename V, typename T>
+DISTPRO_INLINE V read(const T* from) {
+  if constexpr (sizeof(V) == sizeof(Accumulation<T>)) {
+    return load(*from);
+  } else {
+    return load_vector(from);
   }
 }
 
-// gradient = scale * (s - t) + offsets, number by number.
-template <typename T>
-DISTPRO_INLINE void gradient_run(const T* s, const T* t, T* gradient, std::int64_t size,
-                                 Accumulation<T> scale, const Accumulation<T>* __restrict offsets) {
-  using A = Accumulation<T>;
-  constexpr int kLanes = kVectorBytes / sizeof(A);
-  std::int64_t k = 0;
-  for (; k + kLanes <= size; k += kLanes) {
-    const Vector<T> d = load_vector(s + k) - load_vector(t + k);
-    store_vector(gradient + k, scale * d + load_vector(offsets + k));
+template <typename V, typename T>
+DISTPRO_INLINE void write(T* to, const V& x) {
+  if constexpr (sizeof(V) == sizeof(Accumulation<T>)) {
+    store(*to, x);
+  } else {
+    store_vector(to, x);
   }
-  for (; k < size; ++k) store(gradient[k], scale * (load(s[k]) - load(t[k])) + offsets[k]);
+}
+
+template <typename A, typename V>
+DISTPRO_INLINE double sum_of(const V& x) {
+  A parts[sizeof(V) / sizeof(A)];
+  __builtin_memcpy(parts, &x, sizeof(x));
+  double sum = 0;
+  for (const A part : parts) sum += part;
+  return sum;
+}
+
+// Fetches numbers that will be read soon; any address will do.
+template <typename T>
+DISTPRO_INLINE void prefetch(const T* from, std::int64_t size) {
+  const char* bytes = reinterpret_cast<const char*>(from);
+  const std::int64_t end = size * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < end; i += 64) __builtin_prefetch(bytes + i);
 }

@@ -11,7 +11,7 @@ namespace {
 constexpr int kVectorBytes = 16;
 #include "storage.h"
 
-constexpr int kLanes = 16;
+constexpr int kSums = 16;
 
 template <typename T>
 const T* at(std::uintptr_t address, const Tile& tile) {
@@ -21,10 +21,10 @@ const T* at(std::uintptr_t address, const Tile& tile) {
 // Products of two floats are exact in a double, so the sum is as good as its inputs.
 template <typename T>
 double dot(const T* left, const T* right, std::int64_t size) {
-  double sums[kLanes] = {};
+  double sums[kSums] = {};
   std::int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (int k = 0; k < kLanes; ++k) {
+  for (; i + kSums <= size; i += kSums) {
+    for (int k = 0; k < kSums; ++k) {
       sums[k] += static_cast<double>(load(left[i + k])) * static_cast<double>(load(right[i + k]));
     }
   }

@@ -17,6 +17,9 @@ LIBRARY = torch.library.Library("distpro", "DEF")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Elements of a tile: on the CPU those of two maps, in float32, fill an eighth of a 1 MB L2 cache.
 TILE_ELEMENTS = {"cpu": 16384, "cuda": 8192}
+# Least channels of a channels_last tile. On the CPU with 16 of them, 32 bytes of every pixel, 56x56 maps in bfloat16
+# ran at 0.34 of the copy's rate, with 256 at 0.69: half of each cache line was fetched for nothing.
+TILE_CHANNELS = {"cpu": 256, "cuda": 16}
 
 
 def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:

@@ -1,0 +1,8 @@
+#include "storage.h"
+//
+#include "flat_kernels.h"
+//
+#include "channels_kernels.h"
+#include "planes_kernels.h"
+//
+#include "pathway_kernels.h"
