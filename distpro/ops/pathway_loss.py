@@ -173,7 +173,7 @@ _BACKWARD = _library.register(
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
     students, teachers, weights, ctx.distance, ctx.keep_means = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(weights, *output[1:], *students, *teachers)
@@ -194,5 +194,5 @@ def _differentiate(ctx: Any, grad_loss: Tensor, grad_per_pathway: Tensor, _: Ten
     return gradients, nothing, grad_loss * per_pathway, None, None
 
 
-torch.library.register_autograd(_FORWARD, _differentiate, setup_context=_save, lib=_library.LIBRARY)
+_library.register_autograd(_FORWARD, _differentiate, _save)
 _library.refuse_backward(_BACKWARD, "pathway_loss has no second derivatives")
