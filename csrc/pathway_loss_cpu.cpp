@@ -13,6 +13,7 @@
 
 #include "geometry.h"
 #include "threads.h"
+#include "types.h"
 
 namespace distpro::cpu {
 namespace {
@@ -34,49 +35,8 @@ struct Kernels {
          backward_tile<double>},                                                             \
   }
 
-namespace baseline {
-constexpr int kVectorBytes = 16;  // SSE2, NEON
-#include "kernels.h"
-constexpr Kernels kKernels = DISTPRO_KERNELS;
-}  // namespace baseline
-
-// clang has no such pragma; its builds keep the baseline.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-constexpr int kVectorBytes = 32;
-#include "kernels.h"
-constexpr Kernels kKernels = DISTPRO_KERNELS;
-}  // namespace avx2
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
-namespace avx512 {
-constexpr int kVectorBytes = 64;
-#include "kernels.h"
-constexpr Kernels kKernels = DISTPRO_KERNELS;
-}  // namespace avx512
-#pragma GCC pop_options
-
-// The best that this processor has.
-const Kernels& chosen() {
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return baseline::kKernels;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
-    return avx2::kKernels;
-  }
-  return avx512::kKernels;
-}
-
-const Kernels& kernels() {
-  static const Kernels& best = chosen();
-  return best;
-}
-#else
-const Kernels& kernels() { return baseline::kKernels; }
-#endif
+#define DISTPRO_KERNEL_FILE "loss_kernels.h"
+#include "flavours.h"
 
 std::size_t accumulation_size(Dtype dtype) {
   return dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
@@ -89,14 +49,6 @@ std::size_t element_size(Dtype dtype) {
 double value(const void* from, Dtype dtype, std::size_t index = 0) {
   return dtype == Dtype::float64 ? static_cast<const double*>(from)[index]
                                  : static_cast<const float*>(from)[index];
-}
-
-void assign(void* to, Dtype dtype, std::size_t index, double x) {
-  if (dtype == Dtype::float64) {
-    static_cast<double*>(to)[index] = x;
-  } else {
-    static_cast<float*>(to)[index] = static_cast<float>(x);
-  }
 }
 
 const void* address(std::uintptr_t number) { return reinterpret_cast<const void*>(number); }

@@ -130,6 +130,8 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 def dense(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor in the memory format of its counterpart; itself where it already is."""
+    if all(x.is_contiguous() and (x is y or y.is_contiguous()) for x, y in zip(tensors, like, strict=True)):
+        return list(tensors)
     return [x.contiguous(memory_format=memory_format(y)) for x, y in zip(tensors, like, strict=True)]
 
 

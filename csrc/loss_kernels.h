@@ -1,3 +1,4 @@
+// All kernels of the pathway loss, in the order in which they need each other; see flavours.h.
 #include "storage.h"
 //
 #include "flat_kernels.h"
