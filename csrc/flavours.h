@@ -24,7 +24,9 @@ constexpr Kernels kKernels = DISTPRO_KERNELS;
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
 namespace avx512 {
 constexpr int kVectorBytes = 64;
+#define DISTPRO_AVX512
 #include DISTPRO_KERNEL_FILE
+#undef DISTPRO_AVX512
 constexpr Kernels kKernels = DISTPRO_KERNELS;
 }  // namespace avx512
 #pragma GCC pop_options
