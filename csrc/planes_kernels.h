@@ -186,9 +186,6 @@ void backward_planes(const Geometry& g, const T* s, const T* t, T* gradient, std
   for (std::int64_t first = 0; first < planes; first += batch) {
     const std::int64_t count = planes - first < batch ? planes - first : batch;
     for (std::int64_t p = 0; p < count; ++p) {
-      const std::int64_t next = (first + count + p) * pixels;
-      prefetch(s + next, pixels);
-      prefetch(t + next, pixels);
       const A* mean = means + (first + p) * g.bins;
       C rows[R::size];  // of bins: what each adds to the gradient in its columns
 #pragma GCC unroll 8
