@@ -49,19 +49,33 @@ Geometry geometry(const Pathway& pathway, Distance distance) {
       pathway.levels[0].weight / (planes * static_cast<double>(g.h) * static_cast<double>(g.w));
   for (std::size_t k = 1; k < pathway.levels.size(); ++k) {
     const auto level = static_cast<int>(pathway.levels[k].level);
-    g.level[g.levels] = level;
-    g.first_bin[g.levels++] = g.bins;
+    const int l = g.levels++;
+    g.level[l] = level;
+    g.first_bin[l] = g.bins;
+    g.square[l] = pathway.levels[k].weight / (planes * level * level);
     const std::vector<Bin> rows = pool_bins(g.h, level), columns = pool_bins(g.w, level);
     for (const Bin& row : rows) {
       for (const Bin& column : columns) {
-        g.area[g.bins] = static_cast<double>((row.end - row.start) * (column.end - column.start));
-        g.square[g.bins++] = pathway.levels[k].weight / (planes * level * level);
+        const auto area = static_cast<double>((row.end - row.start) * (column.end - column.start));
+        g.inverse[g.bins] = 1 / area;
+        g.gain[g.bins++] = 2 * g.square[l] / area;
       }
     }
   }
-  g.nested = g.levels > 0 && g.h % g.level[0] == 0 && g.w % g.level[0] == 0;
   g.rows = axis(g.h, g);
   g.columns = axis(g.w, g);
+  for (int i = 0; i < g.rows.segments; ++i) {
+    for (int j = 0; j < g.columns.segments; ++j) {
+      Held& held = g.held[i][j];
+      for (int l = 0; l < g.levels; ++l) {
+        for (int r = g.rows.first[l][i]; r < g.rows.end[l][i]; ++r) {
+          for (int c = g.columns.first[l][j]; c < g.columns.end[l][j]; ++c) {
+            held.bin[held.size++] = g.first_bin[l] + r * g.level[l] + c;
+          }
+        }
+      }
+    }
+  }
   return g;
 }
 

@@ -20,6 +20,12 @@ struct Axis {
   int end[kMaxLevels][kMaxSegments];    // [first, end)
 };
 
+// The bins that hold a segment of rows and columns.
+struct Held {
+  int size;
+  int bin[kMaxBins];
+};
+
 struct Geometry {
   Distance distance;
   Layout layout;
@@ -28,11 +34,12 @@ struct Geometry {
   int level[kMaxLevels];      // 4, 2, 1 in the order used
   int first_bin[kMaxLevels];  // where the level's bins start among all
   int bins;
-  bool nested;  // the finest level divides H and W: its bins make all others
   Axis rows, columns;
-  double area[kMaxBins];    // pixels of a bin
-  double square[kMaxBins];  // of a bin's mean squared: weight / (N * C * level^2)
-  double full;              // of an element's square: weight / (N * C * H * W)
+  Held held[kMaxSegments][kMaxSegments];
+  double inverse[kMaxBins];   // 1 / pixels of a bin
+  double gain[kMaxBins];      // d loss / d element of a bin's mean: 2 * square / pixels
+  double square[kMaxLevels];  // of a bin's mean squared: weight / (N * C * level^2)
+  double full;                // of an element's square: weight / (N * C * H * W)
 };
 
 Geometry geometry(const Pathway& pathway, Distance distance);

@@ -7,13 +7,10 @@
 #include <stdexcept>
 #include <string>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "build_info.h"
 #include "pathway_loss.h"
 #include "plan.h"
+#include "threads.h"
 #include "vectors.h"
 #ifdef DISTPRO_WITH_CUDA
 #include "cuda_info.h"
@@ -42,14 +39,6 @@ py::dict build_info() {
   info["cuda_archs"] = text_or_none(DISTPRO_CUDA_ARCHS);
   info["cuda_why_not"] = text_or_none(DISTPRO_CUDA_WHY_NOT);
   return info;
-}
-
-int threads() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
 }
 
 py::tuple as_tuple(const distpro::Level& l) { return py::make_tuple(l.level, l.weight); }
@@ -170,7 +159,8 @@ void bind_operators(py::module_& m) {
 
   py::class_<PathwayPlan>(m, "PathwayPlan", "How pathway_loss walks maps of these shapes.")
       .def(py::init(&distpro::pathway_plan), py::arg("dtype"), py::arg("distance"),
-           py::arg("shapes"), py::arg("layouts"), py::arg("teacher_of"), py::arg("tile_elements"))
+           py::arg("shapes"), py::arg("layouts"), py::arg("teacher_of"), py::arg("tile_elements"),
+           py::arg("tile_channels"))
       .def_readonly("means", &PathwayPlan::means)
       .def_property_readonly("tiles", [](const PathwayPlan& plan) { return as_list(plan.tiles); })
       .def_property_readonly("partials", [](const PathwayPlan& plan) { return plan.tiles.size(); });
@@ -202,7 +192,8 @@ void bind_operators(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native layer of distpro; reached through distpro._native.";
   m.def("build_info", &build_info, "What this module was built with.");
-  m.def("threads", &threads, "OpenMP threads of a parallel region; follows torch.set_num_threads.");
+  m.def("threads", &distpro::threads,
+        "OpenMP threads of a parallel region; follows torch.set_num_threads.");
 
   m.def(
       "hcl_levels", [](std::int64_t height) { return as_list(distpro::hcl_levels(height)); },

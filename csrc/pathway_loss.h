@@ -36,11 +36,12 @@ struct PathwayPlan {
 
 // l2 and l1 know no planes and no layout: pass any dense map (tokens too) as planes of shape
 // {N, rest, 1, 1} or the like. Within channels_last a plane is a channel of a picture, numbered n *
-// C + c, and a tile never spans two pictures; its channels are a multiple of 16, the last tile of a
-// picture excepted.
+// C + c, and a tile never spans two pictures; its channels are a multiple of `tile_channels`, the
+// last tile of a picture excepted.
 PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape>& shapes,
                          const std::vector<Layout>& layouts,
-                         const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements);
+                         const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
+                         std::int64_t tile_channels);
 
 // Bin means of student - teacher, levels in the plan's order, bins of a level row by row: at
 // means[first_mean + ...] as [N * C, bins] for planes and [N, bins, C] for channels_last.

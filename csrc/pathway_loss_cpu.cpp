@@ -7,15 +7,13 @@
 
 #include "pathway_loss.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
 #include "geometry.h"
+#include "threads.h"
+#include "types.h"
 
 namespace distpro::cpu {
 namespace {
@@ -30,42 +28,15 @@ struct Kernels {
   BackwardTile backward[4];
 };
 
-#define DISTPRO_KERNELS                                                                            \
-  {                                                                                                \
-      {forward_tile<float>, forward_tile<BFloat16>, forward_tile<Half>, forward_tile<double>},     \
-      {backward_tile<float>, backward_tile<BFloat16>, backward_tile<Half>, backward_tile<double>}, \
+#define DISTPRO_KERNELS                                                                      \
+  {                                                                                          \
+    {forward_tile<float>, forward_tile<BFloat16>, forward_tile<Half>, forward_tile<double>}, \
+        {backward_tile<float>, backward_tile<BFloat16>, backward_tile<Half>,                 \
+         backward_tile<double>},                                                             \
   }
 
-namespace baseline {
-constexpr int kVectorBytes = 16;  // SSE2, NEON
-#include "storage.h"
-//
-#include "nested_kernels.h"
-#include "pathway_kernels.h"
-constexpr Kernels kKernels = DISTPRO_KERNELS;
-}  // namespace baseline
-
-// clang has no such pragma; its builds keep the baseline.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-namespace avx2 {
-constexpr int kVectorBytes = 32;
-#include "storage.h"
-//
-#include "nested_kernels.h"
-#include "pathway_kernels.h"
-constexpr Kernels kKernels = DISTPRO_KERNELS;
-}  // namespace avx2
-#pragma GCC pop_options
-
-const Kernels& kernels() {
-  static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return has ? avx2::kKernels : baseline::kKernels;
-}
-#else
-const Kernels& kernels() { return baseline::kKernels; }
-#endif
+#define DISTPRO_KERNEL_FILE "loss_kernels.h"
+#include "flavours.h"
 
 std::size_t accumulation_size(Dtype dtype) {
   return dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
@@ -80,31 +51,7 @@ double value(const void* from, Dtype dtype, std::size_t index = 0) {
                                  : static_cast<const float*>(from)[index];
 }
 
-void assign(void* to, Dtype dtype, std::size_t index, double x) {
-  if (dtype == Dtype::float64) {
-    static_cast<double*>(to)[index] = x;
-  } else {
-    static_cast<float*>(to)[index] = static_cast<float>(x);
-  }
-}
-
 const void* address(std::uintptr_t number) { return reinterpret_cast<const void*>(number); }
-
-int thread() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-int threads() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
 
 // Fresh memory is mapped at its first touch, by pages of 4 KB: for 27 gradients of 132 MB together
 // that took 70 of a backward's 90 ms. Large gradients ask for pages of 2 MB, where the system has
@@ -122,16 +69,14 @@ void prefer_huge_pages([[maybe_unused]] std::uintptr_t start, [[maybe_unused]] s
 class Workplace {
  public:
   explicit Workplace(const PathwayPlan& plan) {
-    std::int64_t most =
-        0;  // numbers that the kernels keep at the side, as doubles; see them for which
+    std::int64_t most = 0;  // numbers that the kernels keep at the side
     for (const Pathway& p : plan.pathways) {
       geometries_.push_back(geometry(p, plan.distance));
-      const std::int64_t w = p.shape[3];
-      const std::int64_t channels = p.layout == Layout::channels_last ? p.tile_planes : 0;
-      most = std::max(
-          {most, (3 + p.bins) * channels, 3 * std::max<std::int64_t>(2700, 4 * w), 16 * w});
+      const Geometry& g = geometries_.back();
+      const bool last = p.layout == Layout::channels_last;
+      most = std::max(most, last ? p.tile_planes * p.bins : baseline::scratch_of(g));
     }
-    stride_ = static_cast<std::size_t>(most + 15) / 8 * 8;  // 64 bytes apart: no line is shared
+    stride_ = static_cast<std::size_t>(most) / 8 + 2;  // a line apart: none is shared
     scratch_.resize(stride_ * static_cast<std::size_t>(threads()));
   }
 
@@ -139,8 +84,12 @@ class Workplace {
   void* scratch() { return scratch_.data() + stride_ * static_cast<std::size_t>(thread()); }
 
  private:
+  struct alignas(64) Line {
+    double numbers[8];
+  };
+
   std::vector<Geometry> geometries_;
-  std::vector<double> scratch_;
+  std::vector<Line> scratch_;
   std::size_t stride_;
 };
 

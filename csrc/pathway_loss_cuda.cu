@@ -20,6 +20,23 @@ std::vector<int> partials_of(const PathwayPlan& plan) {
   return first;
 }
 
+// The maps of one launch, as both directions have them; `call` is LossForward or LossBackward.
+template <typename Call>
+MapCall maps_of(const PathwayPlan& plan, const Call& call, const Batch& batch) {
+  MapCall maps{};
+  maps.weights = call.weights;
+  maps.means = const_cast<void*>(static_cast<const void*>(call.means));  // backward only reads
+  maps.l1 = plan.distance == Distance::l1;
+  for (const int p : batch.items) {
+    Map& map = maps.maps[maps.count];
+    map = map_of(plan.pathways[p], p);
+    map.student = reinterpret_cast<const void*>(call.students[p]);
+    map.teacher = reinterpret_cast<const void*>(call.teachers[p]);
+    map.slot = batch.slots[maps.count++];
+  }
+  return maps;
+}
+
 }  // namespace
 
 void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call, void* stream) {
@@ -27,19 +44,11 @@ void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call, void
   with_type(plan.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (const Batch& batch : batches_of(plan)) {
-      MapCall maps{};
-      maps.weights = call.weights;
-      maps.means = call.means;
+      MapCall maps = maps_of(plan, call, batch);
       maps.partials = call.partials;
-      maps.l1 = plan.distance == Distance::l1;
-      for (const int p : batch.items) {
-        Map& map = maps.maps[maps.count];
-        map = map_of(plan.pathways[p], p);
-        map.student = reinterpret_cast<const void*>(call.students[p]);
-        map.teacher = reinterpret_cast<const void*>(call.teachers[p]);
-        map.slot = batch.slots[maps.count++];
-        map.slot.first_partial = first[p];
-        choose_forward<T>(map);
+      for (int i = 0; i < maps.count; ++i) {
+        maps.maps[i].slot.first_partial = first[maps.maps[i].index];
+        choose_forward<T>(maps.maps[i]);
       }
       launch("pathway_loss forward",
              plan.distance == Distance::hcl ? forward_kernel<T, true> : forward_kernel<T, false>,
@@ -53,19 +62,12 @@ void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call, vo
   with_type(plan.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (const Batch& batch : batches_of(plan)) {
-      MapCall maps{};
-      maps.weights = call.weights;
+      MapCall maps = maps_of(plan, call, batch);
       maps.grad_loss = call.grad_loss;
       maps.grad_per_pathway = call.grad_per_pathway;
-      maps.means = const_cast<void*>(call.means);  // read only
-      maps.l1 = plan.distance == Distance::l1;
-      for (const int p : batch.items) {
-        Map& map = maps.maps[maps.count];
-        map = map_of(plan.pathways[p], p);
-        map.student = reinterpret_cast<const void*>(call.students[p]);
-        map.teacher = reinterpret_cast<const void*>(call.teachers[p]);
-        map.gradient = reinterpret_cast<void*>(call.gradients[p]);
-        map.slot = batch.slots[maps.count++];
+      for (int i = 0; i < maps.count; ++i) {
+        Map& map = maps.maps[i];
+        map.gradient = reinterpret_cast<void*>(call.gradients[map.index]);
         choose_backward<T>(map);
       }
       launch("pathway_loss backward",

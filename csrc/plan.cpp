@@ -12,7 +12,6 @@ namespace {
 constexpr std::int64_t kMaxElements = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kMaxTiles = std::numeric_limits<std::int32_t>::max();  // one grid's blocks
 constexpr std::int64_t kPlaneGroup = 8;
-constexpr std::int64_t kChannelGroup = 16;
 
 template <typename... Parts>
 void require(bool good, const Parts&... parts) {
@@ -41,13 +40,11 @@ void check_shape(std::size_t pathway, const Shape& shape) {
           ", more elements than 64 bits count");
 }
 
-// Planes of a tile: `wanted`, but at least one (16 channels) and whole groups where it can hold
-// one.
-std::int64_t tile_step(std::int64_t run, std::int64_t wanted, bool channels_last) {
-  const std::int64_t group = channels_last ? kChannelGroup : kPlaneGroup;
-  const std::int64_t step = std::clamp<std::int64_t>(wanted, 1, run);
-  if (step >= group) return step - step % group;
-  return channels_last ? std::min(group, run) : step;
+// Planes of a tile: `wanted`, but at least `least`, and whole groups where it can hold one.
+std::int64_t tile_step(std::int64_t run, std::int64_t wanted, std::int64_t group,
+                       std::int64_t least) {
+  const std::int64_t step = std::min(std::max(wanted, least), run);
+  return step >= group ? step - step % group : step;
 }
 
 }  // namespace
@@ -83,12 +80,14 @@ std::vector<Bin> pool_bins(std::int64_t size, std::int64_t level) {
 
 std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
                             const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
-                            const std::vector<Layout>& layouts) {
+                            const std::vector<Layout>& layouts, std::int64_t tile_channels) {
   require(layouts.empty() || layouts.size() == shapes.size(), "tile_plan: ", shapes.size(),
           " shapes, but ", layouts.size(), " layouts");
   require(shapes.size() == teacher_of.size(), "tile_plan: ", shapes.size(), " shapes, but ",
           teacher_of.size(), " teacher maps; each pathway needs one of both");
   require(tile_elements >= 1, "tile_plan: tile_elements is ", tile_elements,
+          ", but must be at least 1");
+  require(tile_channels >= 1, "tile_plan: tile_channels is ", tile_channels,
           ", but must be at least 1");
 
   std::vector<std::vector<std::size_t>> groups;  // the pathways of each teacher map
@@ -113,7 +112,8 @@ std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
     const auto [n, c, h, w] = shapes[group.front()];
     const bool last = !layouts.empty() && layouts[group.front()] == Layout::channels_last;
     const std::int64_t run = last ? c : n * c;  // planes that a tile may come from
-    const std::int64_t step = tile_step(run, tile_elements / (h * w), last);
+    const std::int64_t step = tile_step(
+        run, tile_elements / (h * w), last ? tile_channels : kPlaneGroup, last ? tile_channels : 1);
     const std::int64_t runs = n * c / run;
     const auto pathways = static_cast<std::int64_t>(group.size());
     const std::int64_t room = kMaxTiles - static_cast<std::int64_t>(tiles.size());

@@ -44,11 +44,12 @@ using Shape = std::array<std::int64_t, 4>;  // N, C, H, W
 // and all its pathways meet a range one after another, so that they find it in L2.
 // Tiles of 8 planes or more hold a multiple of 8, the last one of a pathway excepted: each then
 // starts on a 16-byte boundary of a dense map, whatever H * W and the (2-byte or wider) type.
-// A channels_last tile stays within one picture; it holds a multiple of 16 channels, the last one
-// of a picture excepted, so that each of its pixels is a run of whole vectors. `layouts` empty: all
-// planes.
+// A channels_last tile stays within one picture; it holds a multiple of `tile_channels` channels,
+// the last one of a picture excepted, so that each of its pixels is a run of whole vectors.
+// `layouts` empty: all planes.
 std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
                             const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
-                            const std::vector<Layout>& layouts = {});
+                            const std::vector<Layout>& layouts = {},
+                            std::int64_t tile_channels = 16);
 
 }  // namespace distpro

@@ -8,13 +8,15 @@ namespace distpro {
 
 PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape>& shapes,
                          const std::vector<Layout>& layouts,
-                         const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements) {
+                         const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
+                         std::int64_t tile_channels) {
   for (const Layout layout : layouts) {
     if (layout == Layout::channels_last && distance != Distance::hcl) {
       throw std::invalid_argument("pathway_plan: l2 and l1 take dense maps as planes");
     }
   }
-  PathwayPlan plan{dtype, distance, {}, tile_plan(shapes, teacher_of, tile_elements, layouts), 0};
+  PathwayPlan plan{
+      dtype, distance, {}, tile_plan(shapes, teacher_of, tile_elements, layouts, tile_channels), 0};
   for (std::size_t p = 0; p < shapes.size(); ++p) {
     Pathway pathway{
         shapes[p], layouts.empty() ? Layout::planes : layouts[p], {{0, 1.0}}, 0, 0, 0, 0, 0, 0};

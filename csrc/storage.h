@@ -25,6 +25,8 @@ template <typename T>
 using Accumulation = typename Sums<T>::one;
 template <typename T>
 using Vector = typename Sums<T>::vector;
+template <typename T>
+constexpr int kLanes = sizeof(Vector<T>) / sizeof(Accumulation<T>);
 
 #define DISTPRO_INLINE inline __attribute__((always_inline))
 
@@ -94,16 +96,24 @@ DISTPRO_INLINE Doubles load_vector(const double* from) {
   __builtin_memcpy(&to, from, sizeof(to));
   return to;
 }
+DISTPRO_INLINE Words load_words(const void* from) {
+#ifdef DISTPRO_AVX512
+  // GCC 12 makes five instructions of the conversion below, which are one.
+  typedef short Shorts __attribute__((vector_size(32)));
+  typedef int Ints __attribute__((vector_size(64)));
+  Shorts bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return bit_cast<Words>(__builtin_ia32_pmovzxwd512_mask(bits, Ints{}, 0xffff));
+#else
+  Halves bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return __builtin_convertvector(bits, Words);
+#endif
+}
 DISTPRO_INLINE Floats load_vector(const BFloat16* from) {
-  Halves bits;
-  __builtin_memcpy(&bits, from, sizeof(bits));
-  return bit_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
+  return bit_cast<Floats>(load_words(from) << 16);
 }
-DISTPRO_INLINE Floats load_vector(const Half* from) {
-  Halves bits;
-  __builtin_memcpy(&bits, from, sizeof(bits));
-  return from_half<Floats>(__builtin_convertvector(bits, Words));
-}
+DISTPRO_INLINE Floats load_vector(const Half* from) { return from_half<Floats>(load_words(from)); }
 
 DISTPRO_INLINE void store_vector(float* to, const Floats& x) {
   __builtin_memcpy(to, &x, sizeof(x));
@@ -120,36 +130,38 @@ DISTPRO_INLINE void store_vector(Half* to, const Floats& x) {
   __builtin_memcpy(to, &bits, sizeof(bits));
 }
 
-// sums += s - t and squares += (s - t)^2, number by number.
-template <typename T>
-DISTPRO_INLINE void accumulate_run(const T* s, const T* t, std::int64_t size,
-                                   Accumulation<T>* __restrict sums,
-                                   Accumulation<T>* __restrict squares) {
-  using A = Accumulation<T>;
-  constexpr int kLanes = kVectorBytes / sizeof(A);
-  std::int64_t k = 0;
-  for (; k + kLanes <= size; k += kLanes) {
-    const Vector<T> d = load_vector(s + k) - load_vector(t + k);
-    store_vector(sums + k, load_vector(sums + k) + d);
-    store_vector(squares + k, load_vector(squares + k) + d * d);
-  }
-  for (; k < size; ++k) {
-    const A d = load(s[k]) - load(t[k]);
-    sums[k] += d;
-    squares[k] += d * d;
+// One number where V is float or double, else a vector.
+template <typename V, typename T>
+DISTPRO_INLINE V read(const T* from) {
+  if constexpr (sizeof(V) == sizeof(Accumulation<T>)) {
+    return load(*from);
+  } else {
+    return load_vector(from);
   }
 }
 
-// gradient = scale * (s - t) + offsets, number by number.
-template <typename T>
-DISTPRO_INLINE void gradient_run(const T* s, const T* t, T* gradient, std::int64_t size,
-                                 Accumulation<T> scale, const Accumulation<T>* __restrict offsets) {
-  using A = Accumulation<T>;
-  constexpr int kLanes = kVectorBytes / sizeof(A);
-  std::int64_t k = 0;
-  for (; k + kLanes <= size; k += kLanes) {
-    const Vector<T> d = load_vector(s + k) - load_vector(t + k);
-    store_vector(gradient + k, scale * d + load_vector(offsets + k));
+template <typename V, typename T>
+DISTPRO_INLINE void write(T* to, const V& x) {
+  if constexpr (sizeof(V) == sizeof(Accumulation<T>)) {
+    store(*to, x);
+  } else {
+    store_vector(to, x);
   }
-  for (; k < size; ++k) store(gradient[k], scale * (load(s[k]) - load(t[k])) + offsets[k]);
+}
+
+template <typename A, typename V>
+DISTPRO_INLINE double sum_of(const V& x) {
+  A parts[sizeof(V) / sizeof(A)];
+  __builtin_memcpy(parts, &x, sizeof(x));
+  double sum = 0;
+  for (const A part : parts) sum += part;
+  return sum;
+}
+
+// Fetches numbers that will be read soon; any address will do.
+template <typename T>
+DISTPRO_INLINE void prefetch(const T* from, std::int64_t size) {
+  const char* bytes = reinterpret_cast<const char*>(from);
+  const std::int64_t end = size * static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < end; i += 64) __builtin_prefetch(bytes + i);
 }

@@ -8,104 +8,60 @@
 namespace distpro::cpu {
 namespace {
 
-constexpr int kVectorBytes = 16;
-#include "storage.h"
+struct Kernels {  // by Dtype
+  double (*dot[4])(std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t);
+  void (*perturb[4])(const Perturb&, std::int64_t, std::int64_t, std::int64_t, double);
+};
 
-constexpr int kLanes = 16;
-
-template <typename T>
-const T* at(std::uintptr_t address, const Tile& tile) {
-  return reinterpret_cast<const T*>(address) + tile.first_plane;
-}
-
-// Products of two floats are exact in a double, so the sum is as good as its inputs.
-template <typename T>
-double dot(const T* left, const T* right, std::int64_t size) {
-  double sums[kLanes] = {};
-  std::int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    for (int k = 0; k < kLanes; ++k) {
-      sums[k] += static_cast<double>(load(left[i + k])) * static_cast<double>(load(right[i + k]));
-    }
+#define DISTPRO_KERNELS                                           \
+  {                                                               \
+    {dot<float>, dot<BFloat16>, dot<Half>, dot<double>}, {        \
+      perturb_tile<float>, nullptr, nullptr, perturb_tile<double> \
+    }                                                             \
   }
-  for (; i < size; ++i) {
-    sums[0] += static_cast<double>(load(left[i])) * static_cast<double>(load(right[i]));
-  }
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  return total;
-}
+#define DISTPRO_KERNEL_FILE "vector_kernels.h"
+#include "flavours.h"
 
-template <typename T>
 void dots_of_tiles(const VectorPlan& plan, const std::uintptr_t* left, const std::uintptr_t* right,
                    double* partials) {
+  const auto run = kernels().dot[static_cast<int>(plan.dtype)];
   const auto tiles = static_cast<std::int64_t>(plan.tiles.size());
 #pragma omp parallel for schedule(static) if (tiles > 1)
   for (std::int64_t i = 0; i < tiles; ++i) {
     const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
-    partials[i] =
-        dot(at<T>(left[tile.pathway], tile), at<T>(right[tile.pathway], tile), tile.planes);
-  }
-}
-
-template <typename T>
-void dots(const VectorPlan& plan, const Dots& call) {
-  dots_of_tiles<T>(plan, call.left, call.right, call.partials);
-  std::vector<double> sums(static_cast<std::size_t>(plan.slots));
-  for (std::size_t i = 0; i < plan.tiles.size(); ++i) {
-    const std::int64_t slot = plan.slot_of[static_cast<std::size_t>(plan.tiles[i].pathway)];
-    sums[static_cast<std::size_t>(slot)] += call.partials[i];
-  }
-  auto* out = static_cast<Accumulation<T>*>(call.dots);
-  for (std::size_t s = 0; s < sums.size(); ++s) out[s] = static_cast<Accumulation<T>>(sums[s]);
-}
-
-template <typename T>
-void perturb_as(const VectorPlan& plan, const Perturb& call) {
-  dots_of_tiles<T>(plan, call.directions, call.directions, call.partials);
-  double square = 0;
-  for (std::size_t i = 0; i < plan.tiles.size(); ++i) square += call.partials[i];
-  const double norm = std::sqrt(square);
-  T epsilon = static_cast<T>(call.radius / norm);
-  if (norm == 0) epsilon = 0;
-  if (!std::isfinite(norm)) epsilon = std::numeric_limits<T>::quiet_NaN();
-  *static_cast<T*>(call.epsilon) = epsilon;
-
-  const auto tiles = static_cast<std::int64_t>(plan.tiles.size());
-#pragma omp parallel for schedule(static) if (tiles > 1)
-  for (std::int64_t i = 0; i < tiles; ++i) {
-    const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
-    const T* parameter = at<T>(call.parameters[tile.pathway], tile);
-    const T* direction = at<T>(call.directions[tile.pathway], tile);
-    T* plus = const_cast<T*>(at<T>(call.plus[tile.pathway], tile));
-    T* minus = const_cast<T*>(at<T>(call.minus[tile.pathway], tile));
-    for (std::int64_t k = 0; k < tile.planes; ++k) {
-      const T step = epsilon * direction[k];
-      plus[k] = parameter[k] + step;
-      minus[k] = parameter[k] - step;
-    }
+    partials[i] = run(left[tile.pathway], right[tile.pathway], tile.first_plane, tile.planes);
   }
 }
 
 }  // namespace
 
 void pathway_dots(const VectorPlan& plan, const Dots& call) {
-  switch (plan.dtype) {
-    case Dtype::float32:
-      return dots<float>(plan, call);
-    case Dtype::bfloat16:
-      return dots<BFloat16>(plan, call);
-    case Dtype::float16:
-      return dots<Half>(plan, call);
-    case Dtype::float64:
-      return dots<double>(plan, call);
+  dots_of_tiles(plan, call.left, call.right, call.partials);
+  std::vector<double> sums(static_cast<std::size_t>(plan.slots));
+  for (std::size_t i = 0; i < plan.tiles.size(); ++i) {
+    const std::int64_t slot = plan.slot_of[static_cast<std::size_t>(plan.tiles[i].pathway)];
+    sums[static_cast<std::size_t>(slot)] += call.partials[i];
   }
+  for (std::size_t s = 0; s < sums.size(); ++s) assign(call.dots, plan.dtype, s, sums[s]);
 }
 
 void perturb(const VectorPlan& plan, const Perturb& call) {
-  if (plan.dtype == Dtype::float32) return perturb_as<float>(plan, call);
-  if (plan.dtype == Dtype::float64) return perturb_as<double>(plan, call);
-  throw std::invalid_argument("perturb: float32 or float64 only");
+  const auto run = kernels().perturb[static_cast<int>(plan.dtype)];
+  if (!run) throw std::invalid_argument("perturb: float32 or float64 only");
+  dots_of_tiles(plan, call.directions, call.directions, call.partials);
+  double square = 0;
+  for (std::size_t i = 0; i < plan.tiles.size(); ++i) square += call.partials[i];
+  const double norm = std::sqrt(square);
+  double epsilon = norm == 0 ? 0 : call.radius / norm;
+  if (!std::isfinite(norm)) epsilon = std::numeric_limits<double>::quiet_NaN();
+  assign(call.epsilon, plan.dtype, 0, epsilon);
+
+  const auto tiles = static_cast<std::int64_t>(plan.tiles.size());
+#pragma omp parallel for schedule(static) if (tiles > 1)
+  for (std::int64_t i = 0; i < tiles; ++i) {
+    const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
+    run(call, tile.pathway, tile.first_plane, tile.planes, epsilon);
+  }
 }
 
 }  // namespace distpro::cpu

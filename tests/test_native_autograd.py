@@ -57,6 +57,30 @@ def test_forward_mode_is_refused():
             torch.func.jvp(lambda x, f=function: f(x, weights.detach()), (s,), (t,))
 
 
+def test_forward_mode_is_refused_by_the_operators_themselves():
+    """Not only by the functions before them: torch.library's own autograd would give a tangent of zero."""
+    (s,), (t,), weights = maps([(2, 3, 8, 8)])
+    s, w, ops = s.detach(), weights.detach(), torch.ops.distpro
+    means = ops.pathway_loss([s], [t], w, "hcl", True)[2]
+    calls = [
+        lambda x, y: ops.pathway_loss([x], [t], y, "hcl", False)[0],
+        lambda x, y: ops.pathway_loss_backward([x], [t], y, means, y[0], y, "hcl")[0],
+        lambda x, y: ops.pathway_dots([t], [x], [0], 1),
+        lambda x, y: ops.perturb([t], [x], 0.1)[0][0],
+    ]
+    for call in calls:
+        for x in (s, s.clone().requires_grad_()):
+            with torch.autograd.forward_ad.dual_level():
+                call(x, w)  # a constant
+                with pytest.raises(UserError, match="no forward-mode derivative"):
+                    call(dual_of(x), w)
+        with pytest.raises(UserError, match="no forward-mode derivative"):
+            torch.func.jvp(lambda x, call=call: call(x, w), (s,), (t,))
+    for call in calls[:2]:
+        with pytest.raises(UserError, match="no forward-mode derivative"):
+            torch.func.jvp(lambda y, call=call: call(s, y), (w,), (w,))
+
+
 def dual_of(x):
     return torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x))
 

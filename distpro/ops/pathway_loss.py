@@ -80,7 +80,7 @@ def _check(students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Tens
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(dtype: torch.dtype, distance: str, shapes: Any, last: Any, teacher_of: Any, tile_elements: int) -> Any:
+def _plan(dtype: torch.dtype, distance: str, shapes: Any, last: Any, teacher_of: Any, device_type: str) -> Any:
     kernels = _native.native()
     assert kernels is not None
     if distance != "hcl":  # these know no layout: any dense map is a row of numbers
@@ -88,7 +88,8 @@ def _plan(dtype: torch.dtype, distance: str, shapes: Any, last: Any, teacher_of:
         shapes = [(torch.Size(shape).numel(), 1, 1, 1) for shape in shapes]
     layouts = [kernels.Layout.channels_last if x else kernels.Layout.planes for x in last]
     code = _library.dtype_code(kernels, dtype), getattr(kernels.Distance, distance)
-    return kernels.PathwayPlan(*code, shapes, layouts, teacher_of, tile_elements)
+    tile = _library.TILE_ELEMENTS[device_type], _library.TILE_CHANNELS[device_type]
+    return kernels.PathwayPlan(*code, shapes, layouts, teacher_of, *tile)
 
 
 def _prepare(students: Sequence[Tensor], teachers: Sequence[Tensor], distance: str) -> tuple[Any, Any, Any]:
@@ -100,7 +101,7 @@ def _prepare(students: Sequence[Tensor], teachers: Sequence[Tensor], distance: s
     shapes = tuple(tuple(s.shape) for s in students)
     last = tuple(f is torch.channels_last for f in formats)
     first = students[0]
-    plan = _plan(first.dtype, distance, shapes, last, numbers, _library.TILE_ELEMENTS[first.device.type])
+    plan = _plan(first.dtype, distance, shapes, last, numbers, first.device.type)
     return plan, students, [copies[k] for k in numbers]
 
 
@@ -172,7 +173,7 @@ _BACKWARD = _library.register(
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
     students, teachers, weights, ctx.distance, ctx.keep_means = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(weights, *output[1:], *students, *teachers)
@@ -193,5 +194,5 @@ def _differentiate(ctx: Any, grad_loss: Tensor, grad_per_pathway: Tensor, _: Ten
     return gradients, nothing, grad_loss * per_pathway, None, None
 
 
-torch.library.register_autograd(_FORWARD, _differentiate, setup_context=_save, lib=_library.LIBRARY)
+_library.register_autograd(_FORWARD, _differentiate, _save)
 _library.refuse_backward(_BACKWARD, "pathway_loss has no second derivatives")

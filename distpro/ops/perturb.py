@@ -12,7 +12,7 @@ from torch import Tensor
 from distpro import _native
 from distpro.errors import UserError
 from distpro.ops import _library, reference
-from distpro.ops._library import addresses, memory_format
+from distpro.ops._library import addresses
 
 
 def perturb(
@@ -38,7 +38,7 @@ def perturb(
     for k, (p, d) in enumerate(zip(parameters, direction, strict=True)):
         if p.shape != d.shape:
             raise UserError(f"perturb: parameter {k} is {list(p.shape)}, its direction {list(d.shape)}")
-        if {(p.dtype, p.device), (d.dtype, d.device)} != {(first.dtype, first.device)}:
+        if not (p.dtype == d.dtype == first.dtype and p.device == d.device == first.device):
             raise UserError(f"perturb: parameter {k} or its direction differs in type or device from parameter 0")
     _library.check_dtype("perturb", first.dtype, (torch.float32, torch.float64))
     if not _library.serves(first.device.type):
@@ -58,8 +58,9 @@ def _plan(dtype: torch.dtype, sizes: Any, tile_elements: int) -> Any:
 
 def _run(parameters: list[Tensor], direction: list[Tensor], radius: float) -> tuple[list[Tensor], list[Tensor], Tensor]:
     kernels: Any = _native.native()
+    parameters = _library.dense(parameters, parameters)
+    direction = _library.dense(direction, parameters)
     plus, minus, epsilon = _fake(parameters, direction, radius)
-    parameters, direction = _library.dense(parameters, parameters), _library.dense(direction, parameters)
     first = parameters[0]
     tile_elements = _library.TILE_ELEMENTS[first.device.type]
     plan = _plan(first.dtype, tuple(p.numel() for p in parameters), tile_elements)
@@ -73,8 +74,9 @@ def _run(parameters: list[Tensor], direction: list[Tensor], radius: float) -> tu
 def _fake(
     parameters: Sequence[Tensor], direction: Sequence[Tensor], radius: float
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    plus = [torch.empty_like(p, memory_format=memory_format(p)) for p in parameters]
-    minus = [torch.empty_like(p, memory_format=memory_format(p)) for p in parameters]
+    parameters = _library.dense(parameters, parameters)  # of which empty_like keeps the strides
+    plus = [torch.empty_like(p) for p in parameters]
+    minus = [torch.empty_like(p) for p in parameters]
     return plus, minus, parameters[0].new_empty(())
 
 

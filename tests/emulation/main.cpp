@@ -92,7 +92,7 @@ struct Case {
 template <typename T>
 void check_loss(const std::string& name, const Case& c) {
   const PathwayPlan plan =
-      pathway_plan(kDtype<T>, c.distance, c.shapes, c.layouts, c.teacher_of, c.tile_elements);
+      pathway_plan(kDtype<T>, c.distance, c.shapes, c.layouts, c.teacher_of, c.tile_elements, 16);
   const std::size_t count = c.shapes.size();
   std::vector<Array<T>> students, teachers;
   std::vector<std::uintptr_t> student_at, teacher_at;

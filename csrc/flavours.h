@@ -1,0 +1,50 @@
+// The same kernels once per instruction set. Included inside a namespace, with `Kernels` (a struct
+// of function pointers), DISTPRO_KERNEL_FILE and DISTPRO_KERNELS (what fills the struct from that
+// file) declared: no includes of its own. The file sees kVectorBytes and must leave nothing that
+// the linker could merge across instruction sets.
+
+namespace baseline {
+constexpr int kVectorBytes = 16;  // SSE2, NEON
+#include DISTPRO_KERNEL_FILE
+constexpr Kernels kKernels = DISTPRO_KERNELS;
+}  // namespace baseline
+
+// clang has no such pragma; its builds keep the baseline.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+constexpr int kVectorBytes = 32;
+#include DISTPRO_KERNEL_FILE
+constexpr Kernels kKernels = DISTPRO_KERNELS;
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+namespace avx512 {
+constexpr int kVectorBytes = 64;
+#define DISTPRO_AVX512
+#include DISTPRO_KERNEL_FILE
+#undef DISTPRO_AVX512
+constexpr Kernels kKernels = DISTPRO_KERNELS;
+}  // namespace avx512
+#pragma GCC pop_options
+
+// The best that this processor has.
+const Kernels& chosen() {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return baseline::kKernels;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return avx2::kKernels;
+  }
+  return avx512::kKernels;
+}
+
+const Kernels& kernels() {
+  static const Kernels& best = chosen();
+  return best;
+}
+#else
+const Kernels& kernels() { return baseline::kKernels; }
+#endif
