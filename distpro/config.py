@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distpro.data import MEAN, STD, default_loader
-from distpro.defaults import DEFAULTS, FAST, KD_WEIGHTS, PAPER, SLOW_STUDENTS
+from distpro.defaults import DEFAULTS, FAST, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
 from distpro.errors import UserError, unknown
 from distpro.models import normalisation
 from distpro.precision import DTYPES, Precision
@@ -104,8 +104,8 @@ class Config:
     """Between two maps."""
 
     # --- the training
-    recipe: Literal["paper", "fast"] = "paper"
-    """What the flags below are by default: the usual recipe of the data set, or one for few epochs."""
+    recipe: Literal["paper", "fast"] | None = None
+    """What flags are by default. paper: on CIFAR the paper's pathways and search, too; fast: for few epochs."""
     epochs: int | None = None
     """Of the student."""
     max_steps: int | None = None
@@ -135,7 +135,7 @@ class Config:
 
     # --- the search
     search_epochs: int | None = None
-    """Epochs of the search."""
+    """Epochs of the search; with trials, of each."""
     search_samples: int | None = None
     """Search with so many of the training pictures only, the same share of every class."""
     val_fraction: float | None = None
@@ -225,7 +225,11 @@ def fill(config: Config) -> Config:
         raise unknown("dataset", config.dataset, DEFAULTS)
     if config.reviewkd_weight is None:
         config = replace(config, reviewkd_weight=config.kd_weight)
+    cifar = config.dataset.startswith("cifar")
     usual = DEFAULTS[config.dataset] | (FAST if config.recipe == "fast" else {})
+    usual |= PAPER if config.recipe == "paper" and cifar else {}
+    if (config.search_by or usual["search_by"]) == "trials":
+        usual["search_epochs"] = TRIAL_EPOCHS
     values = {k: v for k, v in usual.items() if getattr(config, k) is None}
     filled = replace(config, **values)
     if filled.dataset == "folder" and filled.loader is None:
@@ -239,7 +243,7 @@ def fill(config: Config) -> Config:
         filled = replace(filled, kd_weight=KD_WEIGHTS.get(pair, 1.0))
     if filled.reviewkd_weight is None:
         filled = replace(filled, reviewkd_weight=filled.kd_weight)
-    if config.lr is None and filled.student in SLOW_STUDENTS and DEFAULTS[config.dataset] is PAPER:
+    if config.lr is None and filled.student in SLOW_STUDENTS and cifar:
         filled = replace(filled, lr=0.02)
     online = config.process == "online"
     if filled.val_fraction is None:
