@@ -1,10 +1,11 @@
 // The same kernels once per instruction set. Included inside a namespace, with `Kernels` (a struct
 // of function pointers), DISTPRO_KERNEL_FILE and DISTPRO_KERNELS (what fills the struct from that
-// file) declared: no includes of its own. The file sees kVectorBytes and must leave nothing that
-// the linker could merge across instruction sets.
+// file) declared, and <cstdlib> and <cstring> included: no includes of its own. The file sees
+// kVectorBytes and must leave nothing that the linker could merge across instruction sets.
 
 namespace baseline {
 constexpr int kVectorBytes = 16;  // SSE2, NEON
+constexpr const char* kName = "baseline";
 #include DISTPRO_KERNEL_FILE
 constexpr Kernels kKernels = DISTPRO_KERNELS;
 }  // namespace baseline
@@ -15,6 +16,7 @@ constexpr Kernels kKernels = DISTPRO_KERNELS;
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 constexpr int kVectorBytes = 32;
+constexpr const char* kName = "avx2";
 #include DISTPRO_KERNEL_FILE
 constexpr Kernels kKernels = DISTPRO_KERNELS;
 }  // namespace avx2
@@ -24,6 +26,7 @@ constexpr Kernels kKernels = DISTPRO_KERNELS;
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
 namespace avx512 {
 constexpr int kVectorBytes = 64;
+constexpr const char* kName = "avx512";
 #define DISTPRO_AVX512
 #include DISTPRO_KERNEL_FILE
 #undef DISTPRO_AVX512
@@ -31,9 +34,12 @@ constexpr Kernels kKernels = DISTPRO_KERNELS;
 }  // namespace avx512
 #pragma GCC pop_options
 
-// The best that this processor has.
+// The best that this processor has; DISTPRO_SIMD=baseline or avx2 asks for less, to test those.
 const Kernels& chosen() {
+  const char* wanted = std::getenv("DISTPRO_SIMD");
+  if (wanted && std::strcmp(wanted, "baseline") == 0) return baseline::kKernels;
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return baseline::kKernels;
+  if (wanted && std::strcmp(wanted, "avx2") == 0) return avx2::kKernels;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
     return avx2::kKernels;

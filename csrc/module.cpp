@@ -192,6 +192,8 @@ void bind_operators(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native layer of distpro; reached through distpro._native.";
   m.def("build_info", &build_info, "What this module was built with.");
+  m.def("simd", &distpro::cpu::simd,
+        "Instruction set of the CPU kernels; DISTPRO_SIMD=baseline or avx2 asks for a lesser one.");
   m.def("threads", &distpro::threads,
         "OpenMP threads of a parallel region; follows torch.set_num_threads.");
 

@@ -71,6 +71,7 @@ struct LossBackward {
 };
 
 namespace cpu {
+const char* simd();  // the instruction set of the kernels: "baseline", "avx2" or "avx512"
 void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call);
 void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call);
 }  // namespace cpu

@@ -3,6 +3,8 @@
 // count.
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "pathway_loss.h"
@@ -26,6 +28,7 @@ using BackwardTile = void (*)(const Geometry&, std::int64_t, std::int64_t, const
 struct Kernels {
   ForwardTile forward[4];  // by Dtype
   BackwardTile backward[4];
+  const char* name;
 };
 
 #define DISTPRO_KERNELS                                                                      \
@@ -33,6 +36,7 @@ struct Kernels {
     {forward_tile<float>, forward_tile<BFloat16>, forward_tile<Half>, forward_tile<double>}, \
         {backward_tile<float>, backward_tile<BFloat16>, backward_tile<Half>,                 \
          backward_tile<double>},                                                             \
+        kName                                                                                \
   }
 
 #define DISTPRO_KERNEL_FILE "loss_kernels.h"
@@ -94,6 +98,8 @@ class Workplace {
 };
 
 }  // namespace
+
+const char* simd() { return kernels().name; }
 
 void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call) {
   Workplace work(plan);

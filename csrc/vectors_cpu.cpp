@@ -1,5 +1,7 @@
 // Inner products and perturbations on the CPU; partials are added up in the order of the tiles.
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 
@@ -11,13 +13,14 @@ namespace {
 struct Kernels {  // by Dtype
   double (*dot[4])(std::uintptr_t, std::uintptr_t, std::int64_t, std::int64_t);
   void (*perturb[4])(const Perturb&, std::int64_t, std::int64_t, std::int64_t, double);
+  const char* name;
 };
 
 #define DISTPRO_KERNELS                                           \
   {                                                               \
-    {dot<float>, dot<BFloat16>, dot<Half>, dot<double>}, {        \
-      perturb_tile<float>, nullptr, nullptr, perturb_tile<double> \
-    }                                                             \
+    {dot<float>, dot<BFloat16>, dot<Half>, dot<double>},          \
+        {perturb_tile<float>, nullptr, nullptr, perturb_tile<double>}, \
+        kName                                                     \
   }
 #define DISTPRO_KERNEL_FILE "vector_kernels.h"
 #include "flavours.h"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -190,3 +193,20 @@ def test_errors():
             pathway_loss(*arguments)
     with pytest.raises(ValueError, match="must be at least 1"):
         pathway_loss([s[:0]], [t[:0]], one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("simd", ["baseline", "avx2"])
+def test_lesser_instruction_sets(simd):
+    """The same tests with the kernels that other processors would choose."""
+    best = _native.native().simd()
+    if simd == best or best == "baseline":
+        pytest.skip(f"this processor's best is {best}")
+    environment = os.environ | {"DISTPRO_SIMD": simd}
+    said = [sys.executable, "-c", "import torch, distpro._native as n; print(n.native().simd())"]
+    assert subprocess.run(said, env=environment, capture_output=True, text=True).stdout.strip() == simd
+    tests = "cpu and (every_shape or plain or special)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
