@@ -8,6 +8,7 @@ from networks import IMAGE, MOMENTS, as_run, batch, dropping, pair
 
 from distpro import Distiller, Recipe
 from distpro.distill import DistillStep
+from distpro.ops import reference
 from distpro.precision import Precision
 
 RECIPE = Recipe(epochs=1, lr=0.01)
@@ -21,6 +22,17 @@ def step_of(method, device, precision, **options):
     needed = teacher if method != "none" else None
     distiller = Distiller(student, needed, image=IMAGE, method=method, precision=precision, **options).train()
     return DistillStep(distiller, RECIPE)
+
+
+def referred(step):
+    """The step with the operators in plain PyTorch, as without the native layer."""
+
+    def take(x, y, progress):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("distpro.pathways.pathway_loss", reference.pathway_loss)
+            return step(x, y, progress)
+
+    return take
 
 
 @pytest.mark.parametrize("precision", [Precision(), BF16], ids=["float32", "bfloat16"])
@@ -39,6 +51,7 @@ def test_distill_step(race, device, request, benchmark, precision):
     made = {name: as_run(step, device, *calls.get(name, [(x, y, 0.5)])) for name, step in plain.items()}
     if device.type == "cuda":
         made["uniform without graphs"] = step_of("distpro", device, precision)
+    made["uniform, plain operators"] = referred(step_of("distpro", device, precision))
     steps = {name: lambda step=step: step(x, y, 0.5) for name, step in made.items() if name != "dropping"}
     for moment in MOMENTS:
         steps[f"dropping {moment:.2f}"] = lambda moment=moment: made["dropping"](x, y, moment)
@@ -50,6 +63,7 @@ def test_distill_step(race, device, request, benchmark, precision):
         f"dropping / {other}": round(sum(s * ratio[f"dropping {at:.2f}"][other] for at, s in MOMENTS.items()), 4)
         for other in ("none", "kd", "reviewkd", "uniform")
     }
+    ratios["uniform, plain operators / native"] = ratio["uniform, plain operators"]["uniform"]
     ratios |= {"uniform / kd": ratio["uniform"]["kd"], "reviewkd / kd": ratio["reviewkd"]["kd"]}
     if device.type == "cuda":
         ratios["uniform, without graphs / with"] = ratio["uniform without graphs"]["uniform"]
