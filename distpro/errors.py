@@ -43,6 +43,10 @@ def run_command(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more, and complains
+        sys.exit(1)
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(FIRST_SPEAKS)

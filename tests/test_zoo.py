@@ -69,3 +69,9 @@ def test_the_command_lists_what_there_is():
         for name, facts in known[kind].items():
             assert name in done.stdout
             assert facts, name  # nothing of unknown origin
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback():
+    program = f"{sys.executable} -m distpro.zoo --json"
+    done = subprocess.run(["bash", "-c", f"{program} | true"], capture_output=True, text=True)
+    assert done.stderr == ""
