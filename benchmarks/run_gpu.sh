@@ -64,16 +64,16 @@ part build 90 "$python" setup.py build_ext --inplace || part "by hand" 90 bash -
   cmake --fresh -GNinja -S . -B build/gpu -DPython_EXECUTABLE="$(command -v "$0")" \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/distpro" -DDISTPRO_CUDA=ON -DDISTPRO_CUDA_ARCHS="$DISTPRO_CUDA_ARCHS"
   cmake --build build/gpu' "$python"
-part environment 20 "$python" -m distpro.env
-part registers 10 "$python" benchmarks/ptxas_report.py
+part environment 15 "$python" -m distpro.env
+part registers 5 "$python" benchmarks/ptxas_report.py
 
 # Only what the native layer serves, and graphs: other tests may need packages that such a machine lacks. Nothing here
 # is timed, so the sanitizer runs beside it.
-pytest tests 90 tests/test_native.py tests/test_native_ops.py tests/test_native_autograd.py tests/test_ops.py \
+pytest tests 80 tests/test_native.py tests/test_native_ops.py tests/test_native_autograd.py tests/test_ops.py \
   tests/test_cuda_ops.py tests/test_graphs.py -m "not slow" --junitxml="$out/tests.xml" &
 if command -v compute-sanitizer >/dev/null; then
-  sanitizer memcheck 90 &
-  sanitizer racecheck 90 &
+  sanitizer memcheck 80 &
+  sanitizer racecheck 80 &
 else
   skip memcheck "no compute-sanitizer"
   skip racecheck "no compute-sanitizer"
@@ -84,10 +84,10 @@ wait
 sizes=(--benchmark-only --cifar-batch 128 --imagenet-batch 128)
 ops=(benchmarks/test_pathway_loss.py benchmarks/test_perturb.py "${sizes[@]}" --rounds 30)
 steps=(benchmarks/test_search_step.py benchmarks/test_distill_step.py "${sizes[@]}" --rounds 7)
-pytest operators 45 "${ops[@]}" --no-compile --benchmark-json="$out/benchmarks.json"
-pytest steps 70 "${steps[@]}" --no-compile --benchmark-json="$out/benchmarks-steps.json"
-pytest compiled 90 "${ops[@]}" --benchmark-json="$out/benchmarks-compiled.json"
-pytest hours 45 benchmarks/test_gpu_hours.py "${sizes[@]}" --rounds 3 --all-pairs --benchmark-json="$out/benchmarks-hours.json"
+pytest operators 40 "${ops[@]}" --no-compile --benchmark-json="$out/benchmarks.json"
+pytest steps 60 "${steps[@]}" --no-compile --benchmark-json="$out/benchmarks-steps.json"
+pytest compiled 80 "${ops[@]}" --benchmark-json="$out/benchmarks-compiled.json"
+pytest hours 100 benchmarks/test_gpu_hours.py "${sizes[@]}" --rounds 3 --all-pairs --benchmark-json="$out/benchmarks-hours.json"
 
 # The benchmarks as lines: name, median, and the numbers that each one keeps beside it.
 "$python" - "$out"/benchmarks*.json >>"$summary" 2>&1 <<'PYTHON'
