@@ -166,7 +166,8 @@ def test_a_capture_moves_nothing(backend):
         wrapped(x, y, 0.5)
     before = copy.deepcopy(step.state_dict())
     plan = step.plan(0.5)
-    backend.capture(lambda: wrapped._take(plan.key, x, y, torch.cat([plan.numbers[:1], plan.numbers]).to(x.device)))
+    numbers = torch.cat([torch.tensor([0.05]), plan.numbers]).to(x.device)
+    backend.capture(lambda: wrapped._take(plan.key, x, y, numbers))
     same(step.state_dict(), before)
 
 
@@ -197,8 +198,9 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why(backend):
     got, _ = trained(ours, Graphed(ours, backend), train, said=said)
     same(got, want)
     assert len(said) == 1
-    assert "not permitted" in said[0]
     assert "without CUDA graphs" in said[0]
+    if isinstance(backend, Tape):
+        assert "not permitted" in said[0]
 
 
 @pytest.mark.parametrize("case", ["dropout", "finite-difference"])
