@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 
-FIRST_SPEAKS = 3.0  # seconds in which torchrun ends the other processes, so that a mistake is told once
+FIRST_SPEAKS = 10.0  # seconds in which torchrun ends the other processes, so that a mistake is told once
 
 
 class UserError(Exception):
