@@ -6,6 +6,7 @@ one launch: numbers that change (rates, weights) reach it in a tensor, what chan
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,13 +38,13 @@ class PlannedStep(Step):
 
     optimizer: torch.optim.Optimizer
 
+    @abstractmethod
     def plan(self, progress: float) -> Plan:
         """On the host, before the step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, x: Tensor, y: Tensor, plan: Plan) -> dict[str, Tensor]:
         """On the device alone: reads nothing back. `plan.numbers` are there."""
-        raise NotImplementedError
 
     def after(self) -> None:
         """What is left to do when the step is taken."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -194,7 +194,9 @@ class SearchStep(PlannedStep):
             for g, p, share in zip(v, theta, plan.key, strict=True)
         ]
 
-        with record_function("hypergradient"), self._drawing_again(random, x.device):
+        # where the train pass drew random numbers (dropout), these draw the same
+        again = _from_random_state(random, x.device) if random is not None and self.draws else nullcontext()
+        with record_function("hypergradient"), again:
             if self.hypergradient == "exact":
                 stages = [p.student for p in self.pathways.pathways]
                 h = exact(
@@ -213,12 +215,6 @@ class SearchStep(PlannedStep):
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
         self.adam.step()
         return train.losses | {"val": val_loss.detach()}
-
-    def _drawing_again(self, random: list[Tensor] | None, device: torch.device) -> AbstractContextManager[Any]:
-        """Where the train pass drew random numbers (dropout), the passes inside draw the same."""
-        if random is None or not self.draws:
-            return nullcontext()
-        return _from_random_state(random, device)
 
     def _snapshot(self) -> list[tuple[Tensor, Tensor]]:
         """Every tensor that a train step moves, with a copy: parameters, buffers, momentum."""
