@@ -118,6 +118,13 @@ def test_the_table_of_rows(tmp_path):
     assert {tuple(line.get_xdata()) for line in lines} >= {(10.0, 20.0), (15.0, 25.0)}
 
 
+def test_where_weights_are_swept_the_figure_is_over_the_weight():
+    rows = [{**row, "kd_weight": row["epochs"]} for row in ROWS]
+    panel = sweep_figure(rows, ("pair", "method", "kd_weight")).axes[0]
+    assert panel.get_xlabel() == "kd_weight"
+    assert {tuple(line.get_xdata()) for line in panel.get_lines()} >= {(1.0, 2.0)}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

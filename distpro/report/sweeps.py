@@ -129,18 +129,20 @@ def _differences(
 def sweep_figure(rows: Path | Sequence[Row], axes: Sequence[str]) -> Figure:
     """The paper's Fig. 5: accuracy against the cost of training, search included; one line a method.
 
-    A panel for each combination of the axes other than "method" and "epochs"; bars are the standard deviation.
+    Where "kd_weight" is an axis, accuracy against that weight instead. A panel for each combination of the axes other
+    than these, "method" and "epochs"; bars are the standard deviation.
     """
     rows = _read(rows)
     cells = _cells(rows, axes)
-    apart = [axis for axis in axes if axis not in ("method", "epochs")]
+    across = "kd_weight" if "kd_weight" in axes else None
+    apart = [axis for axis in axes if axis not in ("method", "epochs", across)]
     panels = list(dict.fromkeys(tuple(str(row[axis]) for axis in apart) for row in rows))
     methods = list(dict.fromkeys(str(row.get("method", "")) for row in rows))
     colour = dict(zip(methods, hues(len(methods)), strict=True))
     figure = Figure(
         figsize=(1.6 + 4.4 * max(1, len(panels)), 3.8), layout=ConstrainedLayoutEngine(h_pad=0.07), facecolor=PAPER
     )
-    drawn = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    drawn = figure.subplots(1, max(1, len(panels)), squeeze=False, sharey=across is not None)[0]
     for axis, panel in zip(drawn, panels, strict=False):
         for method in methods:
             points = []
@@ -151,13 +153,13 @@ def sweep_figure(rows: Path | Sequence[Row], axes: Sequence[str]) -> Figure:
                     top1 = [number(row["top1"]) for row in of]
                     spread = statistics.stdev(top1) if len(top1) > 1 else 0.0
                     cost = _mean(of, "train_seconds") + _mean(of, "search_seconds")
-                    points.append((cost, statistics.fmean(top1), spread))
+                    points.append((number(at[across]) if across else cost, statistics.fmean(top1), spread))
             if points:
-                costs, means, spreads = zip(*sorted(points), strict=True)
-                axis.errorbar(costs, means, spreads, color=colour[method], marker="o", markersize=4, capsize=2,
+                places, means, spreads = zip(*sorted(points), strict=True)
+                axis.errorbar(places, means, spreads, color=colour[method], marker="o", markersize=4, capsize=2,
                               label=method)  # fmt: skip
         axis.set_xscale("log")
-        axis.set_xlabel("seconds of training and search")
+        axis.set_xlabel(across or "seconds of training and search")
         axis.set_title(", ".join(panel))
     drawn[0].set_ylabel("top-1 after the last epoch (%)")
     figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside right upper", labelcolor=MUTED)
