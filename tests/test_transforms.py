@@ -1,0 +1,74 @@
+"""A convolution of a resized map without the resized map."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distpro.transforms import ResizedConv2d
+
+SIZES = [  # of the student's and of the teacher's map, and the stride of the transposed convolution
+    ((5, 4), (5, 4), 1),
+    ((5, 4), (10, 8), 2),
+    ((5, 4), (15, 12), 3),
+    ((5, 4), (20, 16), 4),
+    ((5, 4), (25, 20), 1),  # no small factor: resized first
+    ((1, 1), (8, 8), 4),  # a pooled feature: resized to 2x2, then four times
+    ((3, 4), (12, 8), 2),  # more in one direction than in the other
+    ((7, 7), (56, 56), 4),
+    ((8, 8), (4, 4), 1),
+    ((5, 4), (7, 9), 1),
+]
+
+
+def block(source, size, dtype=torch.float64):
+    torch.manual_seed(0)
+    return ResizedConv2d(3, 6, source, size).to(dtype)
+
+
+def plain(conv, x, size):
+    return F.conv2d(F.interpolate(x, size, mode="nearest"), conv.weight, padding=1)
+
+
+@pytest.mark.parametrize(("source", "size", "stride"), SIZES)
+def test_it_equals_resize_and_convolution(source, size, stride):
+    conv = block(source, size)
+    assert conv.factor == stride
+    x = torch.randn(2, 3, *source, dtype=torch.float64, requires_grad=True)
+    ours, theirs = conv(x), plain(conv, x, size)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(theirs)
+    inputs = (x, conv.weight)
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_second_derivatives():
+    conv = block((2, 2), (4, 4))
+    x = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    call = lambda x, weight: torch.func.functional_call(conv, {"weight": weight}, (x,))  # noqa: E731
+    assert torch.autograd.gradgradcheck(call, (x, conv.weight))
+
+
+@pytest.mark.parametrize("size", [(12, 12), (24, 24), (10, 14), (6, 6), (3, 3)])
+def test_pictures_of_another_size(size):
+    conv = block((6, 6), (12, 12))
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(conv(x, size), plain(conv, x, size), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_in_bfloat16_weights_are_summed_before_they_are_rounded(layout):
+    conv = block((8, 8), (32, 32), torch.float32)
+    x = torch.randn(4, 3, 8, 8).contiguous(memory_format=layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = conv(x), plain(conv, x, (32, 32))
+    exact = plain(conv.double(), x.double(), (32, 32))
+    assert ours.dtype == torch.bfloat16
+    assert ours.is_contiguous(memory_format=layout)
+    error, its = ((y.double() - exact).norm() / exact.norm() for y in (ours, theirs))
+    assert error < 1.1 * its < 1e-2
+
+
+def test_the_weights_are_those_of_a_convolution():
+    conv = block((4, 4), (8, 8))
+    assert {name: tuple(value.shape) for name, value in conv.state_dict().items()} == {"weight": (6, 3, 3, 3)}
