@@ -6,13 +6,14 @@ import pytest
 import torch
 from networks import IMAGE, MOMENTS, as_run, batch, dropping, pair
 
-from distpro import Distiller, Recipe
+from distpro import Distiller, Process, Recipe, zoo
 from distpro.distill import DistillStep
 from distpro.ops import reference
 from distpro.precision import Precision
 
 RECIPE = Recipe(epochs=1, lr=0.01)
 BF16 = Precision(torch.bfloat16, channels_last=True, teacher=torch.bfloat16)
+SEARCHED = "zoo:cifar100/wrn_16_2-wrn_16_1-trials"  # 4 of its 16 pathways count
 GOALS = {"dropping / kd": {"cpu": 1.4, "cuda": 1.3}, "dropping / reviewkd": 0.7, "float32 / bfloat16": {"cpu": 2.0}}
 
 
@@ -44,6 +45,8 @@ def test_distill_step(race, device, request, benchmark, precision):
     plain = {name: step_of(name, device, precision) for name in ("none", "kd", "reviewkd")}
     plain["uniform"] = step_of("distpro", device, precision)
     plain["float32 uniform"] = step_of("distpro", device, Precision())
+    found = Process.load(zoo.find("process", SEARCHED))
+    plain["searched"] = step_of("distpro", device, precision, process=found, transforms="E", pooled=True)
     plain["dropping"] = step_of("distpro", device, precision, process=process)
     last = plain["dropping"].distiller.method.moment(1.0)
     assert (last.depth, len(last.active)) == (3, 9)  # only the teacher's last stage, from three stages of the student
@@ -64,7 +67,8 @@ def test_distill_step(race, device, request, benchmark, precision):
         for other in ("none", "kd", "reviewkd", "uniform")
     }
     ratios["uniform, plain operators / native"] = ratio["uniform, plain operators"]["uniform"]
-    ratios |= {"uniform / kd": ratio["uniform"]["kd"], "reviewkd / kd": ratio["reviewkd"]["kd"]}
+    ratios |= {f"{name} / kd": ratio[name]["kd"] for name in ("uniform", "searched", "reviewkd")}
+    ratios["searched / reviewkd"] = ratio["searched"]["reviewkd"]
     if device.type == "cuda":
         ratios["uniform, without graphs / with"] = ratio["uniform without graphs"]["uniform"]
     ratios["float32 / this precision, uniform"] = ratio["float32 uniform"]["uniform"]

@@ -60,6 +60,7 @@ class Job:
             mean=config.mean,
             std=config.std,
             alternating_flip=config.alternating_flip,
+            cuda_graphs=config.cuda_graphs,
         )
         self.data = arranged(whole, config.eval_split, samples=config.train_samples)
         name, weights = str(config.teacher), config.teacher_checkpoint

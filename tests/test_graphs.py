@@ -9,6 +9,7 @@ from tape import Tape
 from torch import nn
 
 from distpro import Distiller, Process, Recipe, UserError, distill
+from distpro.data import create_dataset
 from distpro.distill import DistillStep
 from distpro.features import Features, Teacher
 from distpro.graphs import WARM_UPS, CudaGraphs
@@ -271,3 +272,8 @@ def test_pictures_that_grow_have_a_graph_a_size(backend):
     same(told, rows)
     assert len(graphs.graphs.known) == 2
     assert all(captured.replay for captured in graphs.graphs.known.values())
+
+
+def test_without_cuda_graphs_batches_are_made_without_them_too():
+    for wanted, graphs in ((None, True), (True, True), (False, False)):
+        assert create_dataset("digits", cuda_graphs=wanted).train.subset(torch.arange(9)).graphs is graphs

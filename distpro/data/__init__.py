@@ -52,6 +52,7 @@ def create_dataset(
     mean: Channels | None = None,
     std: Channels | None = None,
     alternating_flip: bool = False,
+    cuda_graphs: bool | None = None,
 ) -> Dataset:
     """The data set `name`, read from the folder `root` where it needs one ('digits' does not).
 
@@ -63,6 +64,7 @@ def create_dataset(
     `mean`, `std`: of red, green and blue in 0 to 1, by which the pictures of a 'folder' are normalised (None:
     ImageNet's); the other data sets have their own.
     `alternating_flip`, for CIFAR: flip each picture in every other epoch, not at random.
+    `cuda_graphs`: False makes the batches of CIFAR and digits on a GPU without them.
     UserError for an unknown name, a folder that is absent or not as it should be, a damaged file.
     """
     if name not in DATASETS:
@@ -86,4 +88,5 @@ def create_dataset(
     where = None if root is None else Path(root).expanduser()
     request = Request(name, where, image_size, torch.device(device), num_workers, loader, dtype, channels_last)
     request = replace(request, mean=mean or MEAN, std=std or STD, alternate=alternating_flip)
+    request = replace(request, cuda_graphs=cuda_graphs is not False)
     return DATASETS[name](request)

@@ -192,6 +192,7 @@ class Request:
     mean: Channels = MEAN
     std: Channels = STD
     alternate: bool = False
+    cuda_graphs: bool = True
 
     def folder(self, expected: str) -> Path:
         """`root`, where it is a folder; else the UserError that says what was `expected` there."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..graphs import CaptureError, CudaGraphs, Graphs
 from ..precision import to_device
-from .base import Batch, Loader, Split, generator
+from .base import Batch, Loader, Request, Split, generator
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Resident(Split):
     padded: Tensor
     labels: Tensor
     recipe: Recipe
+    graphs: bool = True  # where it lies on a GPU
 
     @staticmethod
-    def of(pictures: Tensor, labels: Tensor, recipe: Recipe, device: torch.device) -> Resident:
-        """`pictures` uint8 [N, C, H, W] with `labels` int64 [N], moved to `device`."""
-        return Resident(F.pad(pictures.to(device), [recipe.padding] * 4), labels, recipe)
+    def of(pictures: Tensor, labels: Tensor, recipe: Recipe, request: Request) -> Resident:
+        """`pictures` uint8 [N, C, H, W] with `labels` int64 [N], moved to the device that is asked for."""
+        padded = F.pad(pictures.to(request.device), [recipe.padding] * 4)
+        return Resident(padded, labels, recipe, request.cuda_graphs)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -73,7 +75,8 @@ class ResidentLoader(Loader):
         self._first = torch.randint(2, (len(split),), generator=generator(seed)) if recipe.alternate else None
         self._scale, self._shift = 1 / (recipe.peak * std), -mean / std
         # Batches of one size on a GPU: a graph makes them. Its memory is one batch's, so what it makes is copied out.
-        self._graphs = Graphs(CudaGraphs(device)) if drop_last and device.type == "cuda" else None
+        captured = split.graphs and drop_last and device.type == "cuda"
+        self._graphs = Graphs(CudaGraphs(device)) if captured else None
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         for step, rows in self._plan_of_all(epoch, start):
