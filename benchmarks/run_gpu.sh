@@ -67,10 +67,10 @@ part build 90 "$python" setup.py build_ext --inplace || part "by hand" 90 bash -
 part environment 15 "$python" -m distpro.env
 part registers 5 "$python" benchmarks/ptxas_report.py
 
-# Only what the native layer serves, and graphs: other tests may need packages that such a machine lacks. Nothing here
-# is timed, so the sanitizer runs beside it.
+# Only the tests that want a GPU, of files that need no package which such a machine lacks. Nothing here is timed, so
+# the sanitizer runs beside them.
 pytest tests 80 tests/test_native.py tests/test_native_ops.py tests/test_native_autograd.py tests/test_ops.py \
-  tests/test_cuda_ops.py tests/test_graphs.py -m "not slow" --junitxml="$out/tests.xml" &
+  tests/test_cuda_ops.py tests/test_graphs.py -m "gpu and not slow" --junitxml="$out/tests.xml" &
 if command -v compute-sanitizer >/dev/null; then
   sanitizer memcheck 80 &
   sanitizer racecheck 80 &
