@@ -69,7 +69,7 @@ part registers 5 "$python" benchmarks/ptxas_report.py
 
 # Only the tests that want a GPU, of files that need no package which such a machine lacks. Nothing here is timed, so
 # the sanitizer runs beside them.
-pytest tests 80 tests/test_native.py tests/test_native_ops.py tests/test_native_autograd.py tests/test_ops.py \
+pytest tests 70 tests/test_native.py tests/test_native_ops.py tests/test_native_autograd.py tests/test_ops.py \
   tests/test_cuda_ops.py tests/test_graphs.py -m "gpu and not slow" --junitxml="$out/tests.xml" &
 if command -v compute-sanitizer >/dev/null; then
   sanitizer memcheck 80 &
@@ -82,9 +82,9 @@ wait
 
 # First without torch.compile, whose compiling takes most of the time: those numbers are there in any case.
 sizes=(--benchmark-only --cifar-batch 128 --imagenet-batch 128)
-ops=(benchmarks/test_pathway_loss.py benchmarks/test_perturb.py "${sizes[@]}" --rounds 30)
+ops=(benchmarks/test_pathway_loss.py benchmarks/test_perturb.py benchmarks/test_resized_conv.py "${sizes[@]}" --rounds 30)
 steps=(benchmarks/test_search_step.py benchmarks/test_distill_step.py "${sizes[@]}" --rounds 7)
-pytest operators 40 "${ops[@]}" --no-compile --benchmark-json="$out/benchmarks.json"
+pytest operators 50 "${ops[@]}" --no-compile --benchmark-json="$out/benchmarks.json"
 pytest steps 60 "${steps[@]}" --no-compile --benchmark-json="$out/benchmarks-steps.json"
 pytest compiled 80 "${ops[@]}" --benchmark-json="$out/benchmarks-compiled.json"
 pytest hours 100 benchmarks/test_gpu_hours.py "${sizes[@]}" --rounds 3 --all-pairs --benchmark-json="$out/benchmarks-hours.json"

@@ -20,9 +20,15 @@ def test_every_csv_is_shown():
 
 
 @pytest.mark.parametrize(("command", "table"), BLOCKS, ids=[shlex.split(command)[3] for command, _ in BLOCKS])
-def test_the_table_comes_from_its_command(command, table):
+def test_the_table_comes_from_its_command(command, table, tmp_path):
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "distpro.sweep"]
+    if "--figure" in words:
+        place = words.index("--figure") + 1
+        assert (ROOT / words[place]).is_file()
+        assert f"]({words[place]})" in RESULTS
+        words[place] = str(tmp_path / "drawn.svg")
     done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == table.strip()
+    assert "--figure" not in words or (tmp_path / "drawn.svg").stat().st_size > 1000
