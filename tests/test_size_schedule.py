@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import pytest
+import timm
 import torch
 from drawn import LOADERS, save
 from safetensors.torch import load_file
@@ -95,6 +96,22 @@ def test_maps_are_compared_at_the_teachers_size_of_today(method):
         torch.testing.assert_close(value, losses[1][name], rtol=1e-6, atol=0)
 
 
+def test_a_vit_resizes_its_position_embedding():
+    made = []
+    for options in ({}, {"dynamic_img_size": False}):
+        torch.manual_seed(0)
+        make = create_model if not options else timm.create_model
+        size = {"img_size": 48, **options} if options else {"image_size": 48}
+        made.append(make("vit_tiny_patch16_224", num_classes=5, **size))
+    grows, fixed = (network.eval() for network in made)
+    x = torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(grows(x), fixed(x), rtol=0, atol=0)
+    networks = create_model("wrn_10_1", 5), grows
+    distiller = Distiller(*networks, image=(3, 48, 48), transforms="T")
+    losses = [distiller(torch.randn(2, 3, side, side), torch.randint(5, (2,)), 1.0)["loss"] for side in (32, 48, 64)]
+    assert torch.stack(losses).isfinite().all()
+
+
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_training_goes_on_to_the_same_numbers_and_learns(textures, loader, tmp_path, monkeypatch):
     teacher = tmp_path / "teacher.safetensors"
@@ -135,8 +152,8 @@ def test_a_training_goes_on_to_the_same_numbers_and_learns(textures, loader, tmp
     ("words", "sentence"),
     [
         (
-            ["--student", "vit_tiny_patch16_224", "--size-schedule", "32", "48"],
-            r"^--size-schedule 32 does not suit the student: VisionTransformer does not run on pictures \[3, 32, 32\]",
+            ["--student", "levit_128s", "--size-schedule", "32", "48"],
+            r"^--size-schedule 32 does not suit the student: LevitDistilled does not run on pictures \[3, 32, 32\]",
         ),
         (["--size-schedule", "48", "-5"], r"^--size-schedule -5 does not suit the teacher: .*\[3, -5, -5\]"),
         (["--size-schedule", "24", "32", "48", "--epochs", "2"], "^--size-schedule has 3 sizes: expected at most one"),

@@ -53,7 +53,8 @@ def create_model(
     name: of the zoo, in any letter case, or of timm; `cifar:NAME` and `timm:NAME` force a side. A plain
         name that both know is the zoo's (`vgg13`), unless only timm spells it so: `resnet50` is timm's.
     pretrained: timm's published weights; the zoo has none, load a checkpoint there.
-    image_size: the pictures' size, for the timm models that must know it (ViTs); the others take any.
+    image_size: the pictures' size, for the timm models that must know it; the others take any, and so do then those
+        whose position embedding timm can resize (plain ViTs).
     Raises UserError for an unknown name, and where timm cannot build the model or get its weights.
     """
     side, bare = _split(name)
@@ -117,13 +118,17 @@ def _timm_model(
     import timm
 
     create = partial(timm.create_model, name, pretrained, num_classes=num_classes, in_chans=in_chans)
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size, "dynamic_img_size": True}
+    model = None
     try:
-        try:
-            model = create() if image_size is None else create(img_size=image_size)
-        except TypeError as error:  # raised by the constructor, before any weights are fetched
-            if "img_size" not in str(error):
-                raise
-            model = create()
+        while model is None:
+            try:
+                model = create(**options)
+            except TypeError as error:  # raised by the constructor, before any weights are fetched
+                refused = [option for option in options if f"'{option}'" in str(error)]
+                if not refused:
+                    raise
+                del options[refused[0]]
     except Exception as error:
         how = " with its published weights" if pretrained else ""
         reason = str(error).strip().split("\n")[0] or type(error).__name__
