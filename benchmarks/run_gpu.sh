@@ -70,7 +70,7 @@ part registers 5 "$python" benchmarks/ptxas_report.py
 # Only the tests that want a GPU, of files that need no package which such a machine lacks. Nothing here is timed, so
 # the sanitizer runs beside them.
 pytest tests 70 tests/test_native.py tests/test_native_ops.py tests/test_native_autograd.py tests/test_ops.py \
-  tests/test_cuda_ops.py tests/test_graphs.py -m "gpu and not slow" --junitxml="$out/tests.xml" &
+  tests/test_cuda_ops.py tests/test_graphs.py tests/test_features.py -m "gpu and not slow" --junitxml="$out/tests.xml" &
 if command -v compute-sanitizer >/dev/null; then
   sanitizer memcheck 80 &
   sanitizer racecheck 80 &

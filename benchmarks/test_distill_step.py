@@ -8,6 +8,7 @@ from networks import IMAGE, MOMENTS, as_run, batch, dropping, pair
 
 from distpro import Distiller, Process, Recipe, zoo
 from distpro.distill import DistillStep
+from distpro.features import Teacher
 from distpro.ops import reference
 from distpro.precision import Precision
 
@@ -54,6 +55,9 @@ def test_distill_step(race, device, request, benchmark, precision):
     made = {name: as_run(step, device, *calls.get(name, [(x, y, 0.5)])) for name, step in plain.items()}
     if device.type == "cuda":
         made["uniform without graphs"] = step_of("distpro", device, precision)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Teacher, "ahead", lambda self, x, depth=None: lambda: self(x, depth))
+            made["uniform, one stream"] = as_run(step_of("distpro", device, precision), device, (x, y, 0.5))
     made["uniform, plain operators"] = referred(step_of("distpro", device, precision))
     steps = {name: lambda step=step: step(x, y, 0.5) for name, step in made.items() if name != "dropping"}
     for moment in MOMENTS:
@@ -71,6 +75,7 @@ def test_distill_step(race, device, request, benchmark, precision):
     ratios["searched / reviewkd"] = ratio["searched"]["reviewkd"]
     if device.type == "cuda":
         ratios["uniform, without graphs / with"] = ratio["uniform without graphs"]["uniform"]
+        ratios["uniform, one stream / two"] = ratio["uniform, one stream"]["uniform"]
     ratios["float32 / this precision, uniform"] = ratio["float32 uniform"]["uniform"]
     benchmark.extra_info["ratios"] = ratios
     print("", ratios, benchmark.extra_info["milliseconds"], sep="\n")

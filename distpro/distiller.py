@@ -96,11 +96,11 @@ class Distiller(nn.Module):
         x = self.precision.layout(x)
         with self.precision.autocast(x.device):
             with record_function("teacher"):
-                taught = self.teacher(x, moment.depth) if self.teacher is not None and moment.depth != 0 else None
+                taught = self.teacher.ahead(x, moment.depth) if self.teacher is not None and moment.depth != 0 else None
             with record_function("student"):
                 output = self.student(x)
             with record_function("losses"):
-                terms = self.method(output, taught, y, moment)
+                terms = self.method(output, taught and taught(), y, moment)
                 task = self.task.loss(output.logits, y)
         return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
 

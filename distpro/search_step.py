@@ -154,11 +154,11 @@ class SearchStep(PlannedStep):
         factors = scale * self.normalise(self.z)
         with self.precision.autocast(x.device):
             with record_function("teacher"):
-                taught = self.teacher(x)
+                ahead = self.teacher.ahead(x)
             with record_function("student"):
                 output = self.student(x)
             with record_function("losses"):
-                sources = self.pathways.sources(output)
+                taught, sources = ahead(), self.pathways.sources(output)
                 feature_loss, _ = self.pathways(sources, taught, y, factors)
                 task = self.task.loss(output.logits, y)
                 loss = task + feature_loss

@@ -6,9 +6,11 @@ from torch import nn
 
 from distpro import Distiller
 from distpro.errors import UserError
-from distpro.features import Features, Teacher
+from distpro.features import Features, Output, Teacher
 from distpro.models import create_model
 from distpro.precision import Precision
+
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 class Own(nn.Module):
@@ -140,6 +142,24 @@ def test_compiles_as_one_graph():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_a_teacher_that_begins_ahead_says_the_same(device):
+    torch.manual_seed(0)
+    teacher = Teacher(create_model("resnet8", 10).to(device), (3, 32, 32))
+    batches = torch.randn(20, 64, 3, 32, 32, device=device)
+    wanted = [teacher(x) for x in batches]
+    found = []
+    for x in batches:
+        there = teacher.ahead(x.clone())
+        torch.randn(512, 512, device=device).matmul(torch.randn(512, 512, device=device))  # what the student does
+        output = there()
+        found.append(Output(output.logits.clone(), [m.clone() for m in output.maps]))
+        del output, there  # memory that the next batch's pass takes
+    for ours, theirs in zip(found, wanted, strict=True):
+        for a, b in zip((ours.logits, *ours.maps), (theirs.logits, *theirs.maps), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "densenet121", "vgg11_bn", "mobilenetv3_small_050"])
 @pytest.mark.parametrize("kind", [None, torch.bfloat16])
 def test_a_cut_teacher_gives_the_same_maps(name, kind):
