@@ -24,6 +24,7 @@ from distpro.features import Output
 from distpro.ops import pathway_dots, perturb
 from distpro.pathways import Pathways
 from distpro.sgd import SGD
+from distpro.tangents import FusedBatchNorm
 
 RADIUS = 0.01  # of the finite difference: epsilon = RADIUS / norm(direction), as in DARTS
 
@@ -96,7 +97,8 @@ def exact(
 
     Forward mode sees a custom op without a forward rule as constant: keep such ops out of the student.
     """
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward mode
+    # fused attention has no forward mode
+    with forward_ad.dual_level(), FusedBatchNorm(), sdpa_kernel(SDPBackend.MATH):
         dtype = dtype or theta[0].dtype
         duals = [forward_ad.make_dual(p.to(dtype), d.to(dtype)) for p, d in zip(theta, direction, strict=True)]
         output = student(duals, x.to(dtype))
