@@ -31,7 +31,8 @@ struct PathwayPlan {
   Distance distance;
   std::vector<Pathway> pathways;
   std::vector<Tile> tiles;
-  std::int64_t means;  // acc elements of all bin means
+  std::int64_t means;                   // acc elements of all bin means
+  std::vector<std::int64_t> map_tiles;  // where the tiles of each teacher map start; then their end
 };
 
 // l2 and l1 know no planes and no layout: pass any dense map (tokens too) as planes of shape

@@ -16,7 +16,7 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
     }
   }
   PathwayPlan plan{
-      dtype, distance, {}, tile_plan(shapes, teacher_of, tile_elements, layouts, tile_channels), 0};
+      dtype, distance, {}, tile_plan(shapes, teacher_of, tile_elements, layouts, tile_channels), 0, {}};
   for (std::size_t p = 0; p < shapes.size(); ++p) {
     Pathway pathway{
         shapes[p], layouts.empty() ? Layout::planes : layouts[p], {{0, 1.0}}, 0, 0, 0, 0, 0, 0};
@@ -29,6 +29,10 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
   for (std::size_t t = 0; t < plan.tiles.size(); ++t) {
     Pathway& pathway = plan.pathways[static_cast<std::size_t>(plan.tiles[t].pathway)];
     const auto index = static_cast<std::int64_t>(t);
+    const auto teacher = [&](std::size_t tile) {
+      return teacher_of[static_cast<std::size_t>(plan.tiles[tile].pathway)];
+    };
+    if (t == 0 || teacher(t) != teacher(t - 1)) plan.map_tiles.push_back(index);
     if (pathway.tiles == 0) {
       pathway.first_tile = index;
       pathway.tile_planes = plan.tiles[t].planes;
@@ -36,6 +40,7 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
     if (pathway.tiles == 1) pathway.tile_stride = index - pathway.first_tile;
     ++pathway.tiles;
   }
+  plan.map_tiles.push_back(static_cast<std::int64_t>(plan.tiles.size()));
   return plan;
 }
 
