@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distpro.data import MEAN, STD, default_loader
-from distpro.defaults import DEFAULTS, FAST, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
+from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
 from distpro.errors import UserError, unknown
 from distpro.models import normalisation
 from distpro.precision import DTYPES, Precision
@@ -227,7 +227,8 @@ def fill(config: Config) -> Config:
         config = replace(config, reviewkd_weight=config.kd_weight)
     cifar = config.dataset.startswith("cifar")
     usual = DEFAULTS[config.dataset] | (FAST if config.recipe == "fast" else {})
-    usual |= PAPER if config.recipe == "paper" and cifar else {}
+    if cifar:
+        usual |= {"paper": PAPER, "fast": FAST_WEIGHTS}.get(config.recipe or "", {})
     if (config.search_by or usual["search_by"]) == "trials":
         usual["search_epochs"] = TRIAL_EPOCHS
     values = {k: v for k, v in usual.items() if getattr(config, k) is None}

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from distpro.config import Config, fill
 from distpro.data import create_dataset
 from distpro.distill import DistillStep, distill
 from distpro.distiller import Distiller
@@ -143,3 +144,20 @@ def test_a_training_ends_after_so_many_steps_of_its_schedule(tmp_path):
         assert rows[6][0][key] == rows[None][0][key]
     assert 0 < rows[6][1]["wait_seconds"] < rows[6][1]["seconds"]
     assert len(torch.load(tmp_path / "6.pt")["history"]) == 1  # the second epoch was not whole
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights"),
+    [
+        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20"}, (0.6, 0.6)),
+        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "recipe": "paper"}, (0.6, 0.6)),
+        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "recipe": "fast"}, (6.0, 6.0)),
+        ({"dataset": "cifar100", "recipe": "fast", "kd_weight": 2.0}, (2.0, 2.0)),
+        ({"dataset": "cifar100", "recipe": "fast", "kd_weight": 2.0, "reviewkd_weight": 20.0}, (2.0, 20.0)),
+        ({"dataset": "digits", "recipe": "fast"}, (3.0, 6.0)),
+        ({"dataset": "folder", "recipe": "fast"}, (1.0, 1.0)),
+    ],
+)
+def test_the_weights_that_a_recipe_brings(flags, weights):
+    filled = fill(Config(**flags))
+    assert (filled.kd_weight, filled.reviewkd_weight) == weights
