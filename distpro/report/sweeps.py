@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from distpro.errors import UserError
 from distpro.files import whole_file
@@ -159,6 +160,11 @@ def sweep_figure(rows: Path | Sequence[Row], axes: Sequence[str]) -> Figure:
                 axis.errorbar(places, means, spreads, color=colour[method], marker="o", markersize=4, capsize=2,
                               label=method)  # fmt: skip
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        if across:
+            axis.set_xticks(sorted({number(row[across]) for row in rows}))
         axis.set_xlabel(across or "seconds of training and search")
         axis.set_title(", ".join(panel))
     drawn[0].set_ylabel("top-1 after the last epoch (%)")
