@@ -74,7 +74,7 @@ def _cifar(
         parts = [_read(root / name, layout.labels, classes) for name in names]
         pictures = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32))
         labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
-        return Resident.of(pictures, labels, recipe, request)
+        return Resident.of(pictures, labels, recipe, request.device, request.cuda_graphs)
 
     train = split(*layout.train)
     names = _class_names(root / layout.names, layout.labels, classes)

@@ -22,7 +22,7 @@ def digits(request: Request) -> Dataset:
     pictures = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)  # whole numbers 0..16
     labels = torch.from_numpy(found.target).long()
     recipe = Recipe(MEAN, STD, padding=1, flip=False, image_size=request.image_size, peak=16.0)
-    every = Resident.of(pictures, labels, recipe, request)
+    every = Resident.of(pictures, labels, recipe, request.device, request.cuda_graphs)
     train, test = (every.subset(rows) for rows in stratified(labels, 0.2, seed=0))
     names = tuple(str(digit) for digit in range(10))
     return Dataset("digits", 10, names, every.shape, train, test)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..graphs import CaptureError, CudaGraphs, Graphs
 from ..precision import to_device
-from .base import Batch, Loader, Request, Split, generator
+from .base import Batch, Loader, Split, generator
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,9 @@ class Resident(Split):
     graphs: bool = True  # where it lies on a GPU
 
     @staticmethod
-    def of(pictures: Tensor, labels: Tensor, recipe: Recipe, request: Request) -> Resident:
-        """`pictures` uint8 [N, C, H, W] with `labels` int64 [N], moved to the device that is asked for."""
-        padded = F.pad(pictures.to(request.device), [recipe.padding] * 4)
-        return Resident(padded, labels, recipe, request.cuda_graphs)
+    def of(pictures: Tensor, labels: Tensor, recipe: Recipe, device: torch.device, graphs: bool = True) -> Resident:
+        """`pictures` uint8 [N, C, H, W] with `labels` int64 [N], moved to `device`."""
+        return Resident(F.pad(pictures.to(device), [recipe.padding] * 4), labels, recipe, graphs)
 
     @property
     def shape(self) -> tuple[int, int, int]:
