@@ -72,8 +72,8 @@ FAST: dict[str, Any] = {
     **FOUND,
 }
 
-# The weights of the features in it, on CIFAR: of 2, 6, 20 and 60 the best or near it for each method on three pairs
-# (RESULTS.md); those below are for 240 epochs.
+# The weights of the features in it, on CIFAR: of 2, 6, 20 and 60 best for the searched process on three pairs (level
+# with 2 on one) and for ReviewKD on two, where the third wants 20 (RESULTS.md); those below are for 240 epochs.
 FAST_WEIGHTS = {"kd_weight": 6.0, "reviewkd_weight": 6.0}
 
 # kd_weight by teacher and student, as ReviewKD publishes it and DistPro takes it over.

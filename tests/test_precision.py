@@ -70,7 +70,7 @@ def test_the_loss_curve_and_the_weights_of_a_search_stay(digits):
     steps = [searching(p, validation) for p in (Precision(), BF16)]
     curves = [losses_of(step, digits).unfold(0, 50, 50).mean(1) for step in steps]
     # Adam on z amplifies rounding: two float32 searches whose tangents round otherwise end 0.02 apart, these 0.08
-    torch.testing.assert_close(curves[1], curves[0], rtol=0.15, atol=0)
+    torch.testing.assert_close(curves[1], curves[0], rtol=0.1, atol=0)
     moved = steps[0].z - 1
     assert moved.abs().max() > 0.3
     assert torch.nn.functional.cosine_similarity(steps[1].z - 1, moved, 0) > 0.9

@@ -87,6 +87,6 @@ def create_dataset(
         )
     where = None if root is None else Path(root).expanduser()
     request = Request(name, where, image_size, torch.device(device), num_workers, loader, dtype, channels_last)
-    request = replace(request, mean=mean or MEAN, std=std or STD, alternate=alternating_flip)
-    request = replace(request, cuda_graphs=cuda_graphs is not False)
+    captured = cuda_graphs is not False
+    request = replace(request, mean=mean or MEAN, std=std or STD, alternate=alternating_flip, cuda_graphs=captured)
     return DATASETS[name](request)
