@@ -180,9 +180,7 @@ class Job:
             close = nearest(what, FOUND)
             hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(FOUND)}, FILE, or zoo:NAME"
             raise UserError(f"unknown process '{what}'{hint}")
-        name = what.removeprefix("final:")
-        path = zoo.find("process", name) if name.startswith(zoo.PREFIX) else Path(name)
-        process = Process.load(path).fit(self.pathways)
+        process = Process.load(zoo.process_file(what.removeprefix("final:"))).fit(self.pathways)
         return process.final() if what.startswith("final:") else process
 
     # -- the parts -------------------------------------------------------------------------------------------------

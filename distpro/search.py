@@ -9,15 +9,17 @@ from distpro.console import Console
 from distpro.errors import run_command
 from distpro.flags import parse
 from distpro.job import Job
+from distpro.report import save_figure
 from distpro.run_folder import open_folder
 
 
 def main() -> None:
-    """The command: teacher and search, in the run folder of `python -m distpro.train`."""
+    """The command: teacher and search, in the run folder of `python -m distpro.train`, and a picture of the process."""
     job = Job(parse(program="distpro.search"), Console())
     open_folder(job.folder, job.config)
     job.prepare_teacher()
     process = job.search()
+    save_figure(process.plot(), job.folder / "process.svg")
     if parallel.first():
         print(json.dumps({"process": str(job.folder / "process.safetensors"), **process.facts}))
     parallel.end()

@@ -34,7 +34,7 @@ import yaml
 from distpro.errors import UserError, run_command, unknown
 from distpro.flags import as_flags
 from distpro.process import Process
-from distpro.report import sweep_figure, sweep_table, write_csv
+from distpro.report import figure_format, save_figure, sweep_figure, sweep_table, write_csv
 from distpro.run_folder import same_run
 from distpro.runner import Flags, Run, Runner, places
 
@@ -198,6 +198,8 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m distpro.sweep")
     if arguments.csv is not None and not arguments.table:
         raise UserError("--csv is read by --table only")
+    if arguments.figure is not None:
+        figure_format(arguments.figure)  # a mistake is told now, not after hours
     sweep = Sweep.read(arguments.config, arguments.output)
     here = {"data": arguments.data, "teacher_checkpoint": arguments.teacher_checkpoint}
     sweep.runs = [replace(run, flags=_elsewhere(run.flags, here)) for run in sweep.runs]
@@ -210,7 +212,7 @@ def main() -> None:
     table = sweep_table(arguments.csv or sweep.rows(), sweep.axes, sweep.compare)
     print(f"\n{sweep.title}\n\n{table}" if not arguments.table else table)
     if arguments.figure is not None:
-        sweep_figure(arguments.csv or sweep.rows(), sweep.axes).savefig(arguments.figure)
+        save_figure(sweep_figure(arguments.csv or sweep.rows(), sweep.axes), arguments.figure)
     if failed:
         print(f"distpro: {len(failed)} of {len(sweep.runs)} runs failed; call again to try them again", file=sys.stderr)
         sys.exit(1)

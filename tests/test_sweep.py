@@ -116,6 +116,21 @@ def test_the_table_of_rows(tmp_path):
     figure = sweep_figure(ROWS, axes)
     lines = figure.axes[0].get_lines()
     assert {tuple(line.get_xdata()) for line in lines} >= {(10.0, 20.0), (15.0, 25.0)}
+    dashed = [line for line in lines if line.get_linestyle() == "--"]
+    assert [(line.get_label(), tuple(line.get_xdata())) for line in dashed] == [
+        ("searched, the search not counted", (10.0, 20.0))
+    ]
+
+
+def test_a_figure_that_cannot_be_drawn_is_refused_before_any_run(tmp_path):
+    done = subprocess.run(
+        command(CONFIGS / "short.yaml", "--output", tmp_path / "out", "--figure", tmp_path / "cost.swg"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "cost.swg': expected an ending such as .svg" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_weights_are_swept_the_figure_is_over_the_weight():

@@ -156,6 +156,7 @@ def test_search_alone(job, tmp_path):
     assert done.stderr == ""
     told = json.loads(done.stdout.splitlines()[-1])
     assert torch.equal(Process.load(told["process"]).z, Process.load(folder / "process.safetensors").z)
+    assert "<svg" in (tmp_path / "out/process.svg").read_text()
 
 
 def mistake(*words):

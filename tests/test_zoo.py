@@ -71,6 +71,42 @@ def test_the_command_lists_what_there_is():
             assert facts, name  # nothing of unknown origin
 
 
+def show(*words):
+    return subprocess.run([sys.executable, "-m", "distpro.zoo", *map(str, words)], capture_output=True, text=True)
+
+
+def test_the_command_shows_one_process(tmp_path):
+    z = torch.tensor([[1.0, 1.0], [3.0, 0.0]])
+    Process(z, ("t1-s1-E", "t1-s2-E"), "softmax", 0.4, {"teacher": "a"}).save(tmp_path / "my.safetensors")
+    done = show(tmp_path / "my.safetensors", "--figure", tmp_path / "my.svg")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.replace("│", " ").splitlines()]
+    softmax = torch.softmax(torch.tensor([3.0, 0.0]), 0)
+    assert ["t1-s1-E", "0.5000"] in [line[:2] for line in lines]
+    assert ["t1-s2-E", "0.5000", "0.3208", "0.1824", "-", "-"] in lines
+    assert next(line for line in lines if line[:1] == ["t1-s1-E"])[-1] == f"{softmax[0]:.4f}"
+    assert ["teacher:", "a"] in lines
+    first = (tmp_path / "my.svg").read_bytes()
+    assert b"t1-s2-E" in first
+    assert json.loads(show(tmp_path / "my.safetensors", "--json").stdout)["weights"]["t1-s2-E"][3:] == [0, 0]
+    assert show(tmp_path / "my.safetensors", "--figure", tmp_path / "my.svg").returncode == 0
+    assert (tmp_path / "my.svg").read_bytes() == first
+
+
+def test_what_the_command_refuses(tmp_path):
+    for words, sentence in (
+        (("zoo:cifar100/resnet56-resnet20-trial",), "did you mean 'cifar100/resnet56-resnet20-trials'"),
+        ((tmp_path / "none.safetensors",), "no process file"),
+        (("--figure", tmp_path / "my.svg"), "--figure draws one process"),
+        (("zoo:cifar100/resnet56-resnet20-trials", "--figure", tmp_path / "my.swg"), "an ending such as .svg"),
+    ):
+        done = show(*words)
+        assert done.returncode == 2, words
+        assert sentence in done.stderr
+        assert not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_reader_that_leaves_early_sees_no_traceback():
     program = f"{sys.executable} -m distpro.zoo --json"
     done = subprocess.run(["bash", "-c", f"{program} | true"], capture_output=True, text=True)

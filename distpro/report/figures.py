@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain, cycle, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -16,6 +17,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from distpro.errors import UserError
+from distpro.files import whole_file
 from distpro.report.results import Row, by_method, decimal
 
 if TYPE_CHECKING:
@@ -39,6 +42,22 @@ STYLE: Any = {  # while drawing only: what the user has set for other pictures s
     "legend.frameon": False, "legend.fontsize": 9, "legend.title_fontsize": 9,
     "legend.handlelength": 1.8, "legend.handletextpad": 0.5, "legend.columnspacing": 1.2,
 }  # fmt: skip
+
+
+def figure_format(path: Path) -> str:
+    """The format that a file's ending asks for; a `UserError` where there is no such format."""
+    known = Figure().canvas.get_supported_filetypes()
+    if (ending := path.suffix.lower().removeprefix(".")) not in known:
+        raise UserError(f"cannot draw into '{path}': expected an ending such as .svg, .png or .pdf")
+    return ending
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the file's ending, the same file for the same figure."""
+    ending = figure_format(path)
+    metadata = {"Date": None} if ending == "svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "distpro"}), whole_file(path) as part:
+        figure.savefig(part, format=ending, metadata=metadata)
 
 
 def hues(count: int) -> list[Any]:

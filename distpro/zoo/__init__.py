@@ -29,6 +29,11 @@ def find(kind: str, name: str) -> Path:
     return KINDS[kind] / f"{name}.safetensors"
 
 
+def process_file(named: str) -> Path:
+    """The file that `zoo:NAME` or a path names."""
+    return find("process", named) if named.startswith(PREFIX) else Path(named)
+
+
 def facts(kind: str, name: str) -> dict[str, Any]:
     """What the file says of itself: pair, data, date, command, accuracies."""
     with safe_open(find(kind, name), framework="pt") as file:

@@ -1,35 +1,48 @@
-"""`python -m distpro.zoo`: the processes and teachers that come with distpro."""
+"""`python -m distpro.zoo`: the processes and teachers that come with distpro; or one process, weight by weight."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from distpro.errors import run_command
-from distpro.zoo import KINDS, facts, names
+from distpro.errors import UserError, run_command
+from distpro.process import Process
+from distpro.report import save_figure
+from distpro.zoo import KINDS, facts, names, process_file
 
 COLUMNS = {
     "process": ("teacher", "student", "dataset", "epochs", "hypergradient", "date", "top1", "top1_uniform"),
     "teacher": ("model", "dataset", "top1", "epochs", "date", "licence"),
 }
-
-
 WIDTH = 160  # where the output is no terminal
+MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the training, at which the weights of a process are told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m distpro.zoo", description=__doc__)
+    parser.add_argument("process", nargs="?", help="zoo:NAME or FILE: what this process does, instead of the list")
+    parser.add_argument("--figure", type=Path, help="draw the process into this file (.svg, .png)")
     parser.add_argument("--json", action="store_true", help="print everything that is known as one JSON object")
     arguments = parser.parse_args()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    if arguments.process is not None:
+        _show(Process.load(process_file(arguments.process)), arguments.figure, arguments.json, console)
+    elif arguments.figure is not None:
+        raise UserError("--figure draws one process: name it, for instance zoo:" + names("process")[0])
+    else:
+        _list(arguments.json, console)
+
+
+def _list(as_json: bool, console: Console) -> None:
     known = {kind: {name: facts(kind, name) for name in names(kind)} for kind in KINDS}
-    if arguments.json:
+    if as_json:
         print(json.dumps(known, indent=2))
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     for kind, entries in known.items():
         table = Table(title=f"--{kind} zoo:NAME", title_justify="left")
         table.add_column("NAME", no_wrap=True)
@@ -38,6 +51,27 @@ def main() -> None:
         for name, told in entries.items():
             table.add_row(name, *(str(told.get(column, "")) for column in COLUMNS[kind]))
         console.print(table if entries else f"no {kind} yet")
+
+
+def _show(process: Process, figure: Path | None, as_json: bool, console: Console) -> None:
+    """Every pathway's weight over the training, and where the process is from."""
+    if figure is not None:
+        save_figure(process.plot(), figure)
+    weights = [process.at(moment).tolist() for moment in MOMENTS]
+    rows = dict(zip((pathway.name for pathway in process.pathways), zip(*weights, strict=True), strict=True))
+    if as_json:
+        print(json.dumps({"facts": process.facts, "moments": MOMENTS, "weights": rows}, indent=2))
+    else:
+        console.print(process)
+        table = Table(caption="- is dropped", caption_justify="left")
+        table.add_column("pathway")
+        for moment in MOMENTS:
+            table.add_column(f"{moment:.0%}", justify="right")
+        for name, values in rows.items():
+            table.add_row(name, *(f"{value:.4f}" if value else "-" for value in values))
+        console.print(table)
+        for key, value in process.facts.items():
+            console.print(f"{key}: {value}", markup=False)
 
 
 if __name__ == "__main__":
