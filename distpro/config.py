@@ -9,21 +9,11 @@ from typing import Any, Literal
 from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
 from distpro.errors import UserError, unknown
+from distpro.limits import check_limits
 from distpro.models import normalisation
 from distpro.precision import DTYPES, Precision
 from distpro.process import TAU, WARM_UP
 from distpro.recipe import Recipe
-
-COUNTS = (  # flags that are 1 or more
-    "epochs",
-    "teacher_epochs",
-    "search_epochs",
-    "batch_size",
-    "grad_accum_steps",
-    "alpha_every",
-    "trial_seeds",
-    "max_steps",
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,9 @@ class Config:
     """For distpro: search, uniform, online (learned in the distillation itself, no search before it), FILE (a saved
     process), zoo:NAME (one of ours) or final:FILE (its last weights throughout)."""
     kd_weight: float | None = None
-    """Scale of the feature losses of reviewkd and distpro."""
+    """Weight of the feature losses: of each stage in reviewkd; in distpro the weights of all pathways together sum to
+    it times their number. By default what is published for the pair, else 1, as suits 240 epochs; 6 with --recipe fast
+    on CIFAR."""
     warm_up: float = WARM_UP
     """Share of the training over which feature losses grow to their full weight; 0 for none, as the paper has it."""
     reviewkd_weight: float | None = None
@@ -93,9 +85,10 @@ class Config:
     temperature: float = 4.0
     """Of kd."""
     transforms: str | None = None
-    """Transform blocks of the pathways: letters of A, B, C, D, E, T."""
+    """Blocks between a student's and a teacher's map, one pathway for each letter. A: a linear 1x1. E: 1x1 and 3x3.
+    B, C: with an attention, and one or two 3x3. D: that of the authors' release. T: for tokens."""
     pathways: Literal["all", "review", "same"] | None = None
-    """Every pair of stages, those with the student's stage at or above the teacher's, or those of one depth."""
+    """all: every pair of stages; review: a student's stage as deep as the teacher's or deeper; same: equally deep."""
     pooled: bool | None = None
     """Read the pooled feature as a last stage, as the paper does on ImageNet."""
     logit_pathways: tuple[Literal["KD", "DKD", "DIST", "LSKD"], ...] = ()
@@ -107,20 +100,23 @@ class Config:
     recipe: Literal["paper", "fast"] | None = None
     """What flags are by default. paper: on CIFAR the paper's pathways and search, too; fast: for few epochs."""
     epochs: int | None = None
-    """Of the student."""
+    """Of the student; 3 for the digits, 240 for CIFAR, 100 for a folder."""
     max_steps: int | None = None
     """End every training after so many steps, to see what it costs; the schedule stays that of the epochs."""
     batch_size: int | None = None
-    """Pictures of a step, of all processes together."""
+    """Pictures of a step, of all processes together; 16 for the digits, 128 for CIFAR, 256 for a folder."""
     grad_accum_steps: int = 1
     """Parts in which a batch of the distillation passes, for want of memory."""
     sync_bn: bool = False
     """Let BN see the batches of all processes together (torchrun)."""
     lr: float | None = None
-    """Learning rate."""
+    """Learning rate at its highest."""
     momentum: float = 0.9
+    """Of SGD."""
     weight_decay: float | None = None
+    """Of SGD."""
     nesterov: bool = True
+    """Nesterov's momentum."""
     norm_decay: bool | None = None
     """Whether weight decay holds for biases and normalisations too."""
     label_smoothing: float | None = None
@@ -135,13 +131,14 @@ class Config:
 
     # --- the search
     search_epochs: int | None = None
-    """Epochs of the search; with trials, of each."""
+    """Epochs of the search; with trials, of each (4)."""
     search_samples: int | None = None
     """Search with so many of the training pictures only, the same share of every class."""
     val_fraction: float | None = None
     """Share of the training pictures that judge the process, and are not trained on meanwhile; 0.2, online 0.1."""
     search_by: Literal["gradient", "trials"] | None = None
-    """gradient: of the validation loss one step ahead (Eq. 4); trials: short trainings without a kind of pathways."""
+    """gradient: of the validation loss one step ahead (Eq. 4); trials: short trainings with some
+    kinds of pathways tell which to keep, 8 to 10 of them as a rule."""
     trial_seeds: int = 1
     """With trials: how many trainings judge a choice; each lasts --search-epochs."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"
@@ -181,6 +178,8 @@ class Config:
     """Folder of the results; output/DATASET-STUDENT-TIME by default."""
     resume: bool = False
     """Go on with what --output holds."""
+    dry_run: bool = False
+    """Check everything, print every value as it would be, and end."""
     config: Path | None = None
     """YAML file whose keys are flags; flags on the command line win."""
 
@@ -251,13 +250,7 @@ def fill(config: Config) -> Config:
         filled = replace(filled, val_fraction=0.1 if online else 0.2)
     if filled.alpha_every is None:
         filled = replace(filled, alpha_every=4 if online else 1)
-    for name in COUNTS:
-        if getattr(filled, name) is not None and getattr(filled, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(filled, name)}")
-    if not 0 < (filled.val_fraction or 0) < 1:
-        raise UserError(f"--val-fraction must lie between 0 and 1, got {filled.val_fraction}")
-    if not 0 <= filled.warm_up <= 1:
-        raise UserError(f"--warm-up must lie between 0 and 1, got {filled.warm_up}")
+    check_limits(asdict(filled))
     if filled.size_schedule and online:
         raise UserError("--size-schedule is of a distillation whose process is known: not of --process online")
     if filled.resume and filled.output is None:

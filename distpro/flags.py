@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
     file = _config_file(words)
     if file is not None:
         words = [*_flags(file), *words]
-    return fill(tyro.cli(Config, prog=f"python -m {program}", args=words))
+    config = tyro.cli(Config, prog=f"python -m {program}", args=words)
+    if program == "distpro.search":  # whatever a file for training says: no other method has to fit the pair
+        config = replace(config, method="distpro", process="search")
+    return fill(config)
 
 
 def _config_file(words: Sequence[str]) -> Path | None:

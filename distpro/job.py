@@ -95,6 +95,8 @@ class Job:
         self.methods = self._methods_that_fit(student)
         self.loader = self.train_loader(self.data.train)
         self.growing = self._growing()
+        if "distpro" in self.methods and config.process in ("search", "online"):
+            searching.check(self)
         self.test = self.test_loader(self.data.test)
         name = f"{config.dataset}-{str(config.student).replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = config.output or Path("output") / parallel.said(name)
@@ -303,5 +305,6 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used, expected cpu, cuda or cuda:N: {reason}") from error
     return device

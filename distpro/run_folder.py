@@ -14,7 +14,10 @@ from distpro.errors import UserError
 from distpro.files import whole_file
 
 # Where and how fast a run is, not what it is.
-ELSEWHERE = ("resume", "output", "device", "threads", "workers", "config", "data", "cuda_graphs", "compile")
+ELSEWHERE = (
+    *("resume", "output", "device", "threads", "workers", "config", "data", "cuda_graphs", "compile"),
+    "dry_run",
+)
 
 
 def open_folder(folder: Path, config: Config) -> None:

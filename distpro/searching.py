@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from distpro.job import Job
 
 
+def check(job: Job) -> None:
+    """A `UserError` where the training pictures are too few to be split, before a teacher is trained."""
+    train, validation = _split(job)
+    job.train_loader(train)
+    job.judging_loader(validation)
+
+
 def by_gradient(job: Job) -> Process:
     """Down the validation loss of one step ahead; the student is thrown away."""
     student = job.network(str(job.config.student), "student")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from typing import Any
+
+import yaml
 
 from distpro import parallel
 from distpro.config import Config
@@ -94,6 +97,10 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
 def main() -> None:
     """The command."""
     config = parse()
+    if config.dry_run:
+        Job(config, Console())
+        print(yaml.safe_dump(replace(config, dry_run=False).plain(), sort_keys=False), end="")
+        return
     result = train(config, " ".join(["python -m distpro.train", *sys.argv[1:]]))
     if parallel.first():
         print(json.dumps(result))

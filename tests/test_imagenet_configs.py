@@ -35,7 +35,8 @@ def test_a_configuration_is_what_the_paper_says(path, photos):
     half = "vit" in path.stem  # that teacher saw pictures normalised by 0.5
     assert (config.mean, config.std) == (((0.5,) * 3, (0.5,) * 3) if half else (MEAN, STD))
     # without a download, and small enough for three classes of a few pictures
-    config = replace(config, teacher_pretrained=False, image_size=64, batch_size=4, loader="torchvision", workers=0)
+    small = {"search_samples": None, "image_size": 64, "batch_size": 4, "workers": 0}
+    config = replace(config, teacher_pretrained=False, loader="torchvision", **small)
     job = Job(config, Console())
     assert job.methods == ["distpro"]
     assert len(job.pathways) == 15

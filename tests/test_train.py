@@ -157,6 +157,8 @@ def test_search_alone(job, tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     assert torch.equal(Process.load(told["process"]).z, Process.load(folder / "process.safetensors").z)
     assert "<svg" in (tmp_path / "out/process.svg").read_text()
+    searching = distpro.flags.parse(["--method", "kd", "--process", "uniform"], "distpro.search")
+    assert (searching.method, searching.process) == ("distpro", "search")
 
 
 def mistake(*words):
@@ -189,10 +191,22 @@ def mistake(*words):
         (["--teacher-checkpoint", "none.pth"], "there is no checkpoint 'none.pth'"),
         (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
         (["--batch-size", "5000"], "5000"),
-        (["--val-fraction", "1.5"], "--val-fraction must lie between 0 and 1"),
+        (["--val-fraction", "1.5"], "--val-fraction must be above 0 and below 1, got 1.5"),
+        (["--kd-weight", "-1"], "--kd-weight must be 0 or more, got -1.0"),
+        (["--kd-weight", "nan"], "--kd-weight must be 0 or more, got nan"),
+        (["--temperature", "0"], "--temperature must be above 0"),
+        (["--lr", "-0.1"], "--lr must be above 0"),
+        (["--label-smoothing", "2"], "--label-smoothing must be between 0 and 1"),
+        (["--ema", "1"], "--ema must be 0 or more and below 1"),
+        (["--tau", "inf"], "--tau must be a finite number"),
+        (["--threads", "0"], "--threads must be 1 or more"),
+        (["--momentum", "0"], "--nesterov needs a momentum above 0"),
+        (["--size-schedule", "8", "0"], "--size-schedule must be 1 or more, got 0"),
+        (["--search-samples", "5000"], "5000 training samples: expected 10 (one a class) to 1438"),
+        (["--search-samples", "20", "--batch-size", "64"], "batch size 64 is larger than the 16 pictures"),
         (["--transforms", "AQ"], "unknown transform 'Q'"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
-        (["--device", "gpu"], "--device gpu cannot be used"),
+        (["--device", "gpu"], "--device gpu cannot be used, expected cpu, cuda or cuda:N"),
         (["--student", "drawn_networks:of_5"], "the student drawn_networks:of_5 tells 5 classes apart, digits has 10"),
         (
             ["--method", "reviewkd", "--student-layers", "block1", "block3"],
@@ -206,6 +220,17 @@ def mistake(*words):
 def test_mistakes_are_one_sentence(words, sentence, tmp_path):
     assert sentence in mistake(*words, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_checks_and_tells_every_value(tmp_path, capsys, monkeypatch):
+    words = ["distpro.train", "--epochs", "7", "--dry-run", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    distpro.train.main()
+    told = yaml.safe_load(capsys.readouterr().out)
+    assert told == distpro.flags.parse([*words[1:3], *words[4:]]).plain()
+    assert (told["epochs"], told["lr"], told["search_epochs"]) == (7, 0.05, 3)
+    assert not (tmp_path / "out").exists()
+    assert "larger than" in mistake("--dry-run", "--batch-size", "5000")
 
 
 def test_resume_needs_a_folder():
