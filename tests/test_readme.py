@@ -1,11 +1,14 @@
 """What the README says is so."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from distpro.config import Config
 from distpro.flags import parse
+from distpro.sweep import Arguments
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -30,3 +33,10 @@ def commands():
 @pytest.mark.parametrize("words", [c for c in commands() if "--config" not in c], ids=" ".join)
 def test_every_flag_shown_is_one(words):
     parse(words)
+
+
+def test_every_flag_named_anywhere_is_one():
+    known = {"--" + field.name.replace("_", "-") for kind in (Config, Arguments) for field in fields(kind)}
+    known |= {"--help", "--steps", "--trace"}  # distpro.profile has the last two
+    known |= {"--nproc-per-node", "--benchmark-only"}  # of torchrun, of pytest
+    assert set(re.findall(r"--[a-z][a-z-]*", README)) <= known
