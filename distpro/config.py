@@ -6,14 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from distpro import zoo
 from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
 from distpro.errors import UserError, unknown
 from distpro.limits import check_limits
-from distpro.models import normalisation
+from distpro.models import normalisation, plain_name
 from distpro.precision import DTYPES, Precision
-from distpro.process import TAU, WARM_UP
+from distpro.process import WARM_UP
 from distpro.recipe import Recipe
+
+# What a process learned online has no use for.
+OFFLINE = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples")
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Config:
     batch_size: int | None = None
     """Pictures of a step, of all processes together; 16 for the digits, 128 for CIFAR, 256 for a folder."""
     grad_accum_steps: int = 1
-    """Parts in which a batch of the distillation passes, for want of memory."""
+    """Parts in which a batch of the distillation passes, for want of memory; a search by gradient takes it whole."""
     sync_bn: bool = False
     """Let BN see the batches of all processes together (torchrun)."""
     lr: float | None = None
@@ -144,9 +148,9 @@ class Config:
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
     normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid"] = "biased-softmax"
-    """Of the raw weights (Table 7)."""
-    tau: float = TAU
-    """A pathway whose raw weight is at most this is dropped while distilling."""
+    """Of the raw weights (Table 7), in a search by gradient."""
+    tau: float | None = None
+    """A pathway whose raw weight is at most this is dropped while distilling; 0.5, or that of the given process."""
     alpha_lr: float = 0.05
     """Learning rate of the raw weights (Adam)."""
     alpha_first: bool = False
@@ -209,8 +213,8 @@ class Config:
         )
 
     def search_recipe(self) -> Recipe:
-        """The same over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if it is by steps."""
-        return replace(self.student_recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75))
+        """The same in whole batches over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if by steps."""
+        return replace(self.student_recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75), grad_accum_steps=1)
 
     def plain(self) -> dict[str, Any]:
         """Every value as YAML and JSON have it."""
@@ -239,11 +243,11 @@ def fill(config: Config) -> Config:
         mean, std = trained or (MEAN, STD)
         filled = replace(filled, mean=filled.mean or mean, std=filled.std or std)
     if filled.kd_weight is None:
-        pair = str(filled.teacher).rpartition("/")[2], str(filled.student)
+        pair = plain_name(str(filled.teacher)), plain_name(str(filled.student))
         filled = replace(filled, kd_weight=KD_WEIGHTS.get(pair, 1.0))
     if filled.reviewkd_weight is None:
         filled = replace(filled, reviewkd_weight=filled.kd_weight)
-    if config.lr is None and filled.student in SLOW_STUDENTS and cifar:
+    if config.lr is None and plain_name(str(filled.student)) in SLOW_STUDENTS and cifar:
         filled = replace(filled, lr=0.02)
     online = config.process == "online"
     if filled.val_fraction is None:
@@ -251,10 +255,20 @@ def fill(config: Config) -> Config:
     if filled.alpha_every is None:
         filled = replace(filled, alpha_every=4 if online else 1)
     check_limits(asdict(filled))
-    if filled.size_schedule and online:
-        raise UserError("--size-schedule is of a distillation whose process is known: not of --process online")
+    for name in OFFLINE if online else ():
+        if getattr(filled, name) not in (None, False, (), 1):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is of a distillation whose process is known: not of --process online")
+    if filled.tau is not None and (filled.process, filled.search_by) == ("search", "trials"):
+        raise UserError("--tau is of a search by gradient or of a given process: trials drop what they did not choose")
     if filled.resume and filled.output is None:
         raise UserError("--resume needs the --output folder that it is to go on with")
-    if filled.teacher_checkpoint and filled.teacher_pretrained:
-        raise UserError("--teacher-checkpoint and --teacher-pretrained exclude each other")
+    weights = {
+        "--teacher zoo:": str(filled.teacher).startswith(zoo.PREFIX),
+        "--teacher-checkpoint": filled.teacher_checkpoint,
+        "--teacher-pretrained": filled.teacher_pretrained,
+    }
+    given = [name for name, value in weights.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} exclude each other")
     return filled

@@ -114,6 +114,13 @@ class Distiller(nn.Module):
         self.calls += self.training
         return progress
 
+    def get_extra_state(self) -> dict[str, int]:
+        """Where the training stands: a loop of your own that saves `state_dict()` goes on from there."""
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimizer should move."""
         return [p for part in (self.student, self.method) for p in part.parameters() if p.requires_grad]

@@ -105,6 +105,21 @@ def device_name(device: Any) -> str:
     return f"{facts['model']}, {facts['threads']} CPU thread{'s' * (facts['threads'] > 1)}"
 
 
+def find_device(name: str) -> Any:
+    """The `torch.device` of a name, which can be used; "auto" is a GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used, expected cpu, cuda or cuda:N: {reason}") from error
+    return device
+
+
 def native() -> Facts:
     """Built with what, loaded or not and why; with a GPU also whether its kernels fit each device."""
     import torch

@@ -37,8 +37,11 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}': expected one of {shown}")
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2."""
+def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
+    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2.
+
+    interrupted: what is said after Ctrl-C.
+    """
     # torch's own forward mode scripts its formulas, and torch warns of that
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
     try:
@@ -53,5 +56,5 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"distpro: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("distpro: interrupted; continue with --resume", file=sys.stderr)
+        print(f"distpro: {interrupted}", file=sys.stderr)
         sys.exit(130)

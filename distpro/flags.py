@@ -25,6 +25,8 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
     if file is not None:
         words = [*_flags(file), *words]
     config = tyro.cli(Config, prog=f"python -m {program}", args=words)
+    if config.dry_run and program != "distpro.train":
+        raise UserError(f"--dry-run is of distpro.train, not of {program}")
     if program == "distpro.search":  # whatever a file for training says: no other method has to fit the pair
         config = replace(config, method="distpro", process="search")
     return fill(config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -49,11 +50,21 @@ class CudaGraphs:
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         gc.collect()  # a graph of autograd that is still alive would remember another stream
-        graph = torch.cuda.CUDAGraph()
-        # other threads, those of DALI for one, may go on talking to the device
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-            result = work()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            # other threads, those of DALI for one, may go on talking to the device
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                result = work()
+        except RuntimeError as error:
+            self._tidy(current)
+            raise error.__context__ or error from None  # what the work raised; torch's own only says that it failed
         return graph.replay, result
+
+    def _tidy(self, current: torch.cuda.Stream) -> None:
+        """A failed capture leaves torch on the capture's stream, and its allocator in the capture's pool."""
+        torch.cuda.set_stream(current)
+        with suppress(AttributeError, RuntimeError):  # private to torch, and where it has tidied up itself an error
+            torch._C._cuda_endAllocateToPool(torch.device(self.device).index or 0, self.pool)
 
 
 class CaptureError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from distpro.console import Console
 from distpro.data import Growing, Loader, Split, arranged, create_dataset
 from distpro.distill import distill
 from distpro.distiller import Distiller
+from distpro.env import find_device
 from distpro.errors import UserError, nearest
 from distpro.features import Features, Teacher
+from distpro.loop import cost
 from distpro.methods import METHODS
-from distpro.models import create_model, load_checkpoint, own_network, save_weights
+from distpro.models import create_model, load_checkpoint, own_network, published_classes, save_weights
 from distpro.pathways import all_pathways
 from distpro.planned_step import check_graphs
 from distpro.process import Process
@@ -33,6 +36,7 @@ LABELS = {
 }
 FOUND = ("search", "uniform", "online")  # processes that are no files
 TEST_BATCH = 500
+FINE_TUNING = 0.1  # of the learning rate, for a teacher whose published body is kept
 MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
 
 
@@ -44,7 +48,7 @@ class Job:
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
-        self.device = parallel.begin(_device(config.device))
+        self.device = parallel.begin(find_device(config.device))
         check_graphs(self.device, config.cuda_graphs)
         console.rich.quiet = not parallel.first()
         if config.threads is not None:
@@ -69,7 +73,8 @@ class Job:
         self.teacher = self.network(name, "teacher", config.teacher_pretrained)
         if weights is not None:
             load_checkpoint(self.teacher, weights)
-        self.teacher_ready = weights is not None or config.teacher_pretrained
+        kept = published_classes(self.teacher) == self.data.num_classes  # else timm leaves the classifier out
+        self.teacher_ready = weights is not None or (config.teacher_pretrained and kept)
         student = self.network(str(config.student), "student")
         pooled = bool(config.pooled)
         readers = {
@@ -136,6 +141,8 @@ class Job:
         torch.manual_seed(self.config.seed if seed is None else seed)
         channels, size = self.data.shape[0], self.data.shape[1]
         model = own_network(name, role)
+        if model is not None and pretrained:
+            raise UserError(f"--teacher-pretrained is of timm's networks: give --teacher-checkpoint for {name}")
         if model is None:
             model = create_model(name, self.data.num_classes, channels, pretrained, size)
         return model.to(self.device)
@@ -183,6 +190,8 @@ class Job:
             hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(FOUND)}, FILE, or zoo:NAME"
             raise UserError(f"unknown process '{what}'{hint}")
         process = Process.load(zoo.process_file(what.removeprefix("final:"))).fit(self.pathways)
+        if self.config.tau is not None:
+            process = process.clipped(self.config.tau)
         return process.final() if what.startswith("final:") else process
 
     # -- the parts -------------------------------------------------------------------------------------------------
@@ -191,7 +200,9 @@ class Job:
         """Train the teacher where no weights were given; measure it, and say so."""
         config, name = self.config, str(self.config.teacher)
         if not self.teacher_ready:
-            self.console.say(f"training the teacher {name} first ({config.teacher_epochs} epochs)")
+            published = "its published weights tell other classes apart: fine-tuning"
+            how = published if config.teacher_pretrained else "training"
+            self.console.say(f"{how} the teacher {name} first ({config.teacher_epochs} epochs)")
             self._fit(self.teacher, "none", "teacher", config.teacher_epochs)
             save_weights(self.teacher, self.folder / "teacher.safetensors")
         metrics = Classification().evaluate(self.teacher, self.test)
@@ -235,11 +246,14 @@ class Job:
     ) -> list[dict[str, float]]:
         config = self.config
         single = config.method != "all" and name != "teacher"
+        recipe = config.student_recipe(epochs)
+        if name == "teacher" and config.teacher_pretrained:
+            recipe = replace(recipe, lr=FINE_TUNING * recipe.lr)
         return distill(
             student,
             self.teacher if METHODS[method].needs_teacher else None,
             self.loader if name == "teacher" else self.growing,
-            config.student_recipe(epochs),
+            recipe,
             method=method,
             test=self.test,
             image=self.data.shape,
@@ -282,29 +296,6 @@ class Job:
         }
 
 
-def cost(history: list[dict[str, float]]) -> dict[str, float]:
-    """Of a training: "seconds", "images_per_second", the same without waiting for data, and the share of waiting."""
-    seconds, images, waited = (sum(row[key] for row in history) for key in ("seconds", "images", "wait_seconds"))
-    return {
-        "seconds": seconds,
-        "images_per_second": images / seconds,
-        "compute_images_per_second": images / (seconds - waited),
-        "waiting": waited / seconds,
-    }
-
-
 def _kind(method: str) -> str:
     """The name in `METHODS`: "uniform" is distpro with uniform weights."""
     return "distpro" if method == "uniform" else method
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used, expected cpu, cuda or cuda:N: {reason}") from error
-    return device

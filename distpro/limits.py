@@ -52,5 +52,3 @@ def check_limits(values: Mapping[str, Any]) -> None:
         for one in value if isinstance(value, (list, tuple)) else [value]:
             if one is not None and not allowed(one):
                 raise UserError(f"--{name.replace('_', '-')} must be {words}, got {one}")
-    if values["nesterov"] and not values["momentum"]:
-        raise UserError("--nesterov needs a momentum above 0: give --no-nesterov as well")

@@ -109,6 +109,17 @@ def fit(
     return history
 
 
+def cost(history: list[dict[str, float]]) -> dict[str, float]:
+    """Of a training: "seconds", "images_per_second", the same without waiting for data, and the share of waiting."""
+    seconds, images, waited = (sum(row[key] for row in history) for key in ("seconds", "images", "wait_seconds"))
+    return {
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+        "compute_images_per_second": images / (seconds - waited),
+        "waiting": waited / seconds,
+    }
+
+
 def _epoch(
     step: Step,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -161,9 +172,13 @@ def _finite(loss: float, where: str) -> None:
 
 def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]]) -> None:
     rng = parallel.gathered(torch.get_rng_state())
+    device_rng = None
+    if torch.cuda.is_initialized():  # a student with dropout draws from its GPU's generator
+        device_rng = parallel.gathered(torch.stack(torch.cuda.get_rng_state_all()))
     if not parallel.first():  # the others would write, and drop, all the weights
         return
-    state = {"step": step.state_dict(), "scheduler": scheduler.state_dict(), "history": history, "rng": rng}
+    state: dict[str, Any] = {"step": step.state_dict(), "scheduler": scheduler.state_dict(), "history": history}
+    state |= {"rng": rng, "device_rng": device_rng}
     with whole_file(path) as part:
         torch.save(state, part)
 
@@ -176,6 +191,8 @@ def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, f
         step.load_state_dict(state["step"])
         scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"][parallel.rank()])
+        if state.get("device_rng") is not None and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state_all(list(state["device_rng"][parallel.rank()]))
         return state["history"]
     except Exception as error:  # any torn or foreign file: torch has no common error for them
         raise UserError(f"cannot resume from '{path}': {str(error).splitlines()[0]}") from error

@@ -154,7 +154,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         axes = [d for d in range(x.ndim) if d != 1]
         moments = _Mean.apply(torch.cat([wide.mean(axes), wide.square().mean(axes)]))
         mean, square = moments.chunk(2)
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp_min(0)  # rounding may leave less
         self._remember(mean.detach(), variance.detach(), ranks() * x.numel() // x.shape[1])
         scale = (variance + self.eps).rsqrt()
         scale = scale if self.weight is None else scale * self.weight

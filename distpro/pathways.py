@@ -67,6 +67,11 @@ def all_pathways(
     for loss in logits:
         if loss not in LOGIT_LOSSES:
             raise unknown("logit pathway", loss, LOGIT_LOSSES)
+    for what, named in (("transform", transforms), ("logit pathway", logits)):
+        if len(set(named)) < len(named):
+            raise UserError(f"a {what} is named twice: {' '.join(named)}")
+    if not transforms and not logits:
+        raise UserError(f"no transform and no logit pathway: expected transforms of {', '.join(TRANSFORMS)}")
     features = [
         Pathway(t, s, kind)
         for t in range(1, teacher_stages + 1)

@@ -6,6 +6,7 @@ one launch: numbers that change (rates, weights) reach it in a tensor, what chan
 
 from __future__ import annotations
 
+import gc
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -118,6 +119,7 @@ def graphed(step: PlannedStep, device: torch.device, observer: Observer, wanted:
     check_graphs(device, wanted)
     if device.type != "cuda" or wanted is False:
         return step
+    gc.collect()  # the graphs of an earlier training hold one another, and much memory
     return Graphed(step, CudaGraphs(device), observer.note)
 
 

@@ -93,6 +93,10 @@ class Process:
         """The last values at every moment: the paper's "use alpha_T"."""
         return Process(self.z[-1:], self.pathways, self.normalisation, self.tau, self.facts)
 
+    def clipped(self, tau: float) -> Process:
+        """The same raw values, dropped at most at another tau."""
+        return Process(self.z, self.pathways, self.normalisation, tau, self.facts)
+
     def resampled(self, moments: int) -> Process:
         """The same process told at so many moments, evenly apart: one an epoch keeps a file small."""
         z = torch.stack([self.raw(k / max(1, moments - 1)) for k in range(moments)])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from distpro.errors import unknown
 from distpro.sgd import SGD
 
 SCHEDULES = ("cosine", "step", "onecycle")
@@ -42,6 +43,10 @@ class Recipe:
     ema: float | None = None
     grad_accum_steps: int = 1
     max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sched not in SCHEDULES:
+            raise unknown("schedule", self.sched, SCHEDULES)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> SGD:
         parameters = list(parameters)

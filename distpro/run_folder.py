@@ -20,17 +20,19 @@ ELSEWHERE = (
 )
 
 
-def open_folder(folder: Path, config: Config) -> None:
-    """Make the run folder, or, with --resume, check that it holds a run of the same configuration."""
-    args = folder / "args.yaml"
-    if not parallel.first():
-        pass  # the first process sees to it
-    elif not config.resume:
-        if args.exists():
-            raise UserError(f"'{folder}' holds a run already: --resume it, or choose another --output")
-    elif args.exists():
+def check_folder(folder: Path, config: Config) -> None:
+    """A `UserError` where the folder holds a run, but for --resume of a run of the same configuration."""
+    there = (folder / "args.yaml").exists() and parallel.first()  # the first process sees to it
+    if there and not config.resume:
+        raise UserError(f"'{folder}' holds a run already: --resume it, or choose another --output")
+    if there:
         same_run(folder, config)
-    with whole_file(args) as part:
+
+
+def open_folder(folder: Path, config: Config) -> None:
+    """Make the run folder, unless `check_folder` refuses it."""
+    check_folder(folder, config)
+    with whole_file(folder / "args.yaml") as part:
         part.write_text(yaml.safe_dump(config.plain(), sort_keys=False))
 
 

@@ -142,6 +142,8 @@ def places(jobs: int | None) -> list[dict[str, str]]:
         raise UserError(f"--jobs must be 1 or more, got {jobs}")
     gpus = torch.cuda.device_count()
     if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": str(i % gpus)} for i in range(jobs or gpus)]
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = given.split(",")[:gpus] if given else [str(i) for i in range(gpus)]
+        return [{"CUDA_VISIBLE_DEVICES": names[i % gpus]} for i in range(jobs or gpus)]
     threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
     return [{"OMP_NUM_THREADS": str(threads)}] * (jobs or 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from distpro.data import Split, arranged, holdout
 from distpro.gradient_search import search
-from distpro.process import Process
+from distpro.process import TAU, Process
 from distpro.recipe import Recipe
 from distpro.trials import search_by_trials
 
@@ -81,12 +81,12 @@ def _by_gradient(job: Job, student: nn.Module, recipe: Recipe, checkpoint: str, 
         pooled=bool(config.pooled),
         logit_pathways=config.logit_pathways,
         precision=config.precision(),
-        kd_weight=config.kd_weight or 1.0,
+        kd_weight=1.0 if config.kd_weight is None else config.kd_weight,
         warm_up=config.warm_up,
         sync_bn=config.sync_bn,
         cuda_graphs=config.cuda_graphs,
         normalisation=config.normalisation,
-        tau=config.tau,
+        tau=TAU if config.tau is None else config.tau,
         hypergradient=config.hypergradient,
         alpha_lr=config.alpha_lr,
         alpha_first=config.alpha_first,

@@ -63,7 +63,7 @@ class Sweep:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"'{config}' is not YAML: {str(error).splitlines()[0]}") from error
         if not isinstance(told, dict) or not isinstance(told.get("axes"), dict):
-            raise UserError(f"'{config}' must hold 'axes', for instance axes: {{epochs: [10, 20]}}")
+            raise UserError(f"'{config}' must hold 'axes', for instance axes: {{method: [kd, reviewkd]}}")
         for key in told:
             if key not in KEYS:
                 raise unknown(f"key in '{config}':", str(key), KEYS)
@@ -120,6 +120,8 @@ class Sweep:
         """Every flag of every run, and that a folder that is there holds this run and no other."""
         for run in self.runs:
             config = run.config()
+            if run.labels and config.method == "all":
+                raise UserError(f"a run of '{self.config}' has every method at once: give it flags or an axis 'method'")
             if (run.folder / "args.yaml").is_file():
                 same_run(run.folder, config)
 
@@ -225,4 +227,4 @@ def _elsewhere(flags: Flags, here: Mapping[str, Path | None]) -> Flags:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "interrupted; call again to go on")

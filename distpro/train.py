@@ -20,7 +20,7 @@ from distpro.flags import parse
 from distpro.job import Job
 from distpro.process import Process
 from distpro.report import write_report
-from distpro.run_folder import open_folder, write_summary
+from distpro.run_folder import check_folder, open_folder, write_summary
 
 
 def train(config: Config, command: str = "") -> dict[str, Any]:
@@ -98,8 +98,10 @@ def main() -> None:
     """The command."""
     config = parse()
     if config.dry_run:
-        Job(config, Console())
-        print(yaml.safe_dump(replace(config, dry_run=False).plain(), sort_keys=False), end="")
+        check_folder(Job(config, Console()).folder, config)
+        if parallel.first():
+            print(yaml.safe_dump(replace(config, dry_run=False).plain(), sort_keys=False), end="")
+        parallel.end()
         return
     result = train(config, " ".join(["python -m distpro.train", *sys.argv[1:]]))
     if parallel.first():
@@ -108,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "interrupted; continue with --resume")

@@ -109,7 +109,7 @@ def search_by_trials(
         return sum(run(kept, seed).top1 for seed in seeds) / len(seeds)
 
     kept = tuple(range(len(paths)))
-    told: list[dict[str, Any]] = []
+    told: dict[tuple[str, ...], float] = {}
     for kind in KINDS:
         names = list(dict.fromkeys(kind(paths[p]) for p in kept))
         if len(names) == 1:
@@ -118,7 +118,7 @@ def search_by_trials(
 
         def measured(choice: frozenset[str], kind: Any = kind, among: tuple[int, ...] = among) -> float:
             value = top1(tuple(p for p in among if kind(paths[p]) in choice))
-            told.append({"kinds": sorted(choice), "top1": round(value, 2)})
+            told[tuple(sorted(choice))] = round(value, 2)
             return value
 
         start = {choice: measured(choice) for choice in [frozenset(names), *(frozenset([name]) for name in names)]}
@@ -132,4 +132,5 @@ def search_by_trials(
             choice, best = ahead, steps[ahead]
         kept = tuple(p for p in kept if kind(paths[p]) in choice)
     seconds = round(sum(trial.seconds for trial in known), 2)
-    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": told})
+    seen = [{"kinds": list(kinds), "top1": value} for kinds, value in told.items()]
+    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": seen})

@@ -130,6 +130,9 @@ def test_progress_is_counted_in_train_mode():
     weights = [process.at(k / 4).sum().item() for k in range(5)]
     assert all(a > b for a, b in itertools.pairwise(got))
     assert got[4] / got[0] == pytest.approx(weights[4] / weights[0], rel=0.2)
+    again, x, y = pair(process=process, transforms="A", steps=5, warm_up=0.0)
+    again.load_state_dict(distiller.state_dict())
+    assert again.calls == 5  # a loop that was broken off goes on where it stood
     lost, x, y = pair(process=process, transforms="A")
     with pytest.raises(UserError, match=r"steps=N\), or distiller\(x, y, progress="):
         lost(x, y)

@@ -119,6 +119,15 @@ def test_synchronised_normalisations_keep_the_keys(name):
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
 
+def test_a_nearly_constant_channel_has_no_negative_variance(monkeypatch):
+    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    monkeypatch.setattr(parallel._Mean, "apply", lambda x: x)  # two ranks that hold the same
+    bn = parallel.SyncBatchNorm(64, eps=1e-12)
+    y = bn(12.7 + 1e-4 * torch.randn(32, 64, 8, 8))
+    assert y.isfinite().all()
+    assert (bn.running_var >= 0).all()
+
+
 def test_only_the_first_process_serialises_weights(tmp_path, monkeypatch):
     """The others would write them all, for nothing, after every epoch."""
     saved = []

@@ -161,3 +161,14 @@ def test_a_training_ends_after_so_many_steps_of_its_schedule(tmp_path):
 def test_the_weights_that_a_recipe_brings(flags, weights):
     filled = fill(Config(**flags))
     assert (filled.kd_weight, filled.reviewkd_weight) == weights
+
+
+@pytest.mark.parametrize("student", ["ShuffleV1", "shufflev1", "cifar:SHUFFLEV1"])
+def test_a_recipe_knows_a_network_by_any_of_its_names(student):
+    filled = fill(Config(dataset="cifar100", teacher="zoo:cifar100/wrn_40_2", student=student))
+    assert (filled.lr, filled.kd_weight) == (0.02, 5.0)
+
+
+def test_an_unknown_schedule():
+    with pytest.raises(UserError, match="unknown schedule 'linear'"):
+        Recipe(3, sched="linear")

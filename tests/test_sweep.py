@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from distpro.errors import UserError
 from distpro.process import Process
 from distpro.report import sweep_figure, sweep_table, write_csv
+from distpro.runner import places
 from distpro.sweep import Sweep
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -151,6 +153,7 @@ def test_where_weights_are_swept_the_figure_is_over_the_weight():
         ({"axes": {"epohcs": [1]}, "compare": []}, "'epohcs': did you mean 'epochs'"),
         ({"searches": {"shrot": {}}}, "unknown name under searches: 'short': did you mean 'shrot'"),
         ({"compare": [["serched", "uniform"]]}, "unknown method to compare 'serched': did you mean 'searched'"),
+        ({"axes": {"epochs": [1]}, "compare": []}, "has every method at once"),
         ({"axes": {}, "flags": {"epochs": 0}, "compare": []}, "--epochs must be 1 or more, got 0"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
@@ -160,6 +163,15 @@ def test_mistakes(tmp_path, changes, sentence):
         Sweep.read(written(tmp_path, **changes), tmp_path / "out").check()
     assert sentence in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "names"), [(None, ["0", "1", "0"]), ("5,GPU-ab", ["5", "GPU-ab", "5"])])
+def test_runs_share_the_gpus_that_were_given(monkeypatch, given, names):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places(3)] == names
 
 
 def test_a_folder_of_other_flags_is_refused(tmp_path):

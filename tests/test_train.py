@@ -2,13 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from commands import SHORT, mistake, run
 from safetensors.torch import load_file
 
 import distpro.data
@@ -16,27 +15,8 @@ import distpro.flags
 import distpro.job
 import distpro.train
 from distpro import Process
-from distpro.errors import run_command
-from distpro.models import create_model, save_weights
+from distpro.models import create_model
 from distpro.pathways import all_pathways
-
-SHORT = [
-    "--teacher",
-    "resnet8",
-    "--student",
-    "wrn_10_1",
-    "--epochs",
-    "1",
-    "--search-epochs",
-    "1",
-    "--teacher-epochs",
-    "2",
-]
-SHORT += ["--batch-size", "64"]
-
-
-def run(*words, module="distpro.train"):
-    return subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -161,130 +141,38 @@ def test_search_alone(job, tmp_path):
     assert (searching.method, searching.process) == ("distpro", "search")
 
 
-def mistake(*words):
-    """The one sentence that these words of a command line earn; the exit code is checked."""
-    from _pytest.monkeypatch import MonkeyPatch
-
-    lines = []
-    with MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["distpro.train", *map(str, words)])
-        patch.setattr("distpro.errors.print", lambda line, **_: lines.append(line), raising=False)
-        with pytest.raises(SystemExit) as left:
-            run_command(distpro.train.main)
-    assert left.value.code == 2
-    assert len(lines) == 1
-    return lines[0].removeprefix("distpro: error: ")
+def test_a_given_process_takes_another_tau(tmp_path):
+    z = torch.full((1, 16), 2.0)
+    z[0, 3] = 1.0
+    Process(z, all_pathways(4, 4, "E"), tau=0.5).save(tmp_path / "p.safetensors")
+    words = ["--method", "distpro", "--process", str(tmp_path / "p.safetensors")]
+    for more, dropped in (([], []), (["--tau", "1.5"], [3])):
+        given = distpro.job.Job(distpro.flags.parse([*words, *more]), distpro.job.Console()).given
+        assert (given.at(0.5) == 0).nonzero().flatten().tolist() == dropped
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--teacher", "wrn_40_22x"], "unknown model 'wrn_40_22x': did you mean 'wrn_40_2'"),
-        (["--student", "resnet65"], "unknown model 'resnet65': did you mean "),
-        (["--dataset", "digit"], "unknown dataset 'digit': did you mean 'digits'?"),
-        (["--student-layers", "blok1"], "unknown layer of WideResNet 'blok1': did you mean 'block1'"),
-        (["--process", "serch"], "unknown process 'serch': did you mean 'search'?"),
-        (["--process", "nowhere.safetensors"], "no process file 'nowhere.safetensors'"),
-        (["--dataset", "cifar100"], "needs its folder"),
-        (["--dataset", "cifar100", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--dataset", "folder", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--teacher-checkpoint", "none.pth"], "there is no checkpoint 'none.pth'"),
-        (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
-        (["--batch-size", "5000"], "5000"),
-        (["--val-fraction", "1.5"], "--val-fraction must be above 0 and below 1, got 1.5"),
-        (["--kd-weight", "-1"], "--kd-weight must be 0 or more, got -1.0"),
-        (["--kd-weight", "nan"], "--kd-weight must be 0 or more, got nan"),
-        (["--temperature", "0"], "--temperature must be above 0"),
-        (["--lr", "-0.1"], "--lr must be above 0"),
-        (["--label-smoothing", "2"], "--label-smoothing must be between 0 and 1"),
-        (["--ema", "1"], "--ema must be 0 or more and below 1"),
-        (["--tau", "inf"], "--tau must be a finite number"),
-        (["--threads", "0"], "--threads must be 1 or more"),
-        (["--momentum", "0"], "--nesterov needs a momentum above 0"),
-        (["--size-schedule", "8", "0"], "--size-schedule must be 1 or more, got 0"),
-        (["--search-samples", "5000"], "5000 training samples: expected 10 (one a class) to 1438"),
-        (["--search-samples", "20", "--batch-size", "64"], "batch size 64 is larger than the 16 pictures"),
-        (["--transforms", "AQ"], "unknown transform 'Q'"),
-        (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
-        (["--device", "gpu"], "--device gpu cannot be used, expected cpu, cuda or cuda:N"),
-        (["--student", "drawn_networks:of_5"], "the student drawn_networks:of_5 tells 5 classes apart, digits has 10"),
-        (
-            ["--method", "reviewkd", "--student-layers", "block1", "block3"],
-            "reviewkd compares stage with stage: the teacher has 4",
-        ),
-        (["--config", "none.yaml"], "no configuration file 'none.yaml'"),
-        (["--student", "no.such.module:net"], "--student no.such.module:net: No module named 'no'"),
-        (["--student", "distpro.models:creat_model"], "has no 'creat_model'; did you mean 'create_model'?"),
-    ],
-)
-def test_mistakes_are_one_sentence(words, sentence, tmp_path):
-    assert sentence in mistake(*words, "--output", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_a_search_hears_of_the_weight(monkeypatch):
+    heard = {}
+    monkeypatch.setattr(distpro.searching, "search", lambda *_, **options: heard.update(options))
+    for flags, weight in (([], 3.0), (["--kd-weight", "0"], 0.0)):
+        parsed = distpro.flags.parse(["--method", "distpro", "--grad-accum-steps", "2", *flags])
+        distpro.searching.by_gradient(distpro.job.Job(parsed, distpro.job.Console()))
+        assert heard["kd_weight"] == weight
 
 
-def test_a_dry_run_checks_and_tells_every_value(tmp_path, capsys, monkeypatch):
-    words = ["distpro.train", "--epochs", "7", "--dry-run", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", words)
-    distpro.train.main()
-    told = yaml.safe_load(capsys.readouterr().out)
-    assert told == distpro.flags.parse([*words[1:3], *words[4:]]).plain()
-    assert (told["epochs"], told["lr"], told["search_epochs"]) == (7, 0.05, 3)
-    assert not (tmp_path / "out").exists()
-    assert "larger than" in mistake("--dry-run", "--batch-size", "5000")
-
-
-def test_resume_needs_a_folder():
-    assert mistake("--resume") == "--resume needs the --output folder that it is to go on with"
-
-
-def test_a_method_that_does_not_fit_the_pair_is_left_out_of_all(capsys):
-    arguments = ["--teacher", "resnet8", "--student-layers", "block1", "block3"]
-    job = distpro.job.Job(distpro.flags.parse(arguments), distpro.job.Console())
-    assert job.methods == ["none", "kd", "uniform", "distpro"]
-    assert "reviewkd is left out: reviewkd compares stage with stage" in " ".join(capsys.readouterr().out.split())
-
-
-def test_mistakes_in_files(tmp_path):
-    out = ["--output", tmp_path / "out"]
-    torn = tmp_path / "torn.pth"
-    torn.write_bytes(b"PK\x03\x04 torn")
-    assert str(torn) in mistake("--teacher-checkpoint", torn, *out)
-    wide = tmp_path / "wide.safetensors"
-    save_weights(create_model("wrn_16_2", 100, 1), wide)
-    assert "100 classes" in mistake("--teacher-checkpoint", wide, *out)
-    other = tmp_path / "other.safetensors"
-    save_weights(create_model("resnet8", 10, 1), other)
-    assert "resnet8" in mistake("--teacher-checkpoint", other, *out)
-    process = tmp_path / "p.safetensors"
-    Process.uniform(all_pathways(3, 3, "AB")).save(process)
-    assert "the process is for 18 pathways" in mistake("--process", process, *out)
-    config = tmp_path / "c.yaml"
-    config.write_text("epoch: 3\n")
-    assert f"unknown key in '{config}': 'epoch': did you mean 'epochs'" in mistake("--config", config, *out)
-    config.write_text("epochs: [3\n")
-    assert "is not YAML" in mistake("--config", config, *out)
-    assert not (tmp_path / "out").exists()
-
-
-def test_unknown_flags_and_values_name_the_nearest():
-    for words, near in ((["--epocs", "3"], "--epochs"), (["--method", "reviewk"], "reviewkd")):
-        done = run(*words)
-        assert done.returncode == 2
-        assert near in done.stdout + done.stderr
-
-
-def test_a_loss_that_is_not_finite(tmp_path):
-    said = mistake(*SHORT, "--method", "none", "--lr", "1e30", "--output", tmp_path / "out")
-    assert said == "the loss is not finite any more (none, epoch 1): lower --lr or --kd-weight"
-
-
-def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):
-    untrained = tmp_path / "t.safetensors"
-    torch.manual_seed(3)
-    save_weights(create_model("resnet8", 10, 1), untrained)
-    arguments = [*SHORT, "--method", "kd", "--teacher-checkpoint", str(untrained), "--output", str(tmp_path / "out")]
-    distpro.train.train(distpro.flags.parse(arguments))
-    assert "is near chance (10.00 %)" in " ".join(capsys.readouterr().out.split())
+def test_published_weights_of_other_classes_are_fine_tuned(monkeypatch, photos, capsys):
+    make = distpro.job.create_model
+    monkeypatch.setattr(distpro.job, "create_model", lambda *a: make(*a[:3], False, *a[4:]))  # no download
+    words = ["--dataset", "folder", "--data", str(photos), "--image-size", "32", "--batch-size", "4", "--loader"]
+    words += ["torchvision", "--teacher", "resnet18", "--teacher-pretrained", "--teacher-epochs", "2", "--method", "kd"]
+    job = distpro.job.Job(distpro.flags.parse([*words, "--student", "resnet18"]), distpro.job.Console())
+    assert not job.teacher_ready  # of 1000 classes, the folder has 3
+    recipes = []
+    monkeypatch.setattr(distpro.job, "distill", lambda *arguments, **_: recipes.append(arguments[3]))
+    monkeypatch.setattr(distpro.job, "save_weights", lambda *_: None)
+    job.prepare_teacher()
+    assert [(r.epochs, r.lr) for r in recipes] == [(2, pytest.approx(0.01))]
+    assert "fine-tuning the teacher resnet18 first" in " ".join(capsys.readouterr().out.split())
 
 
 def test_online_learns_the_process_in_the_distillation(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_train import SHORT, run
+from commands import SHORT, run
 
 import distpro.trials
 from distpro import Process, Recipe
@@ -53,6 +53,8 @@ def test_planted_kinds_are_found(planted, seeds):
     assert process.facts["pair"] == "x"
     assert process.facts["trials"] == len(planted.calls) == len(set(planted.calls))
     assert process.facts["seconds"] == 2.0 * len(planted.calls)
+    told = [tuple(choice["kinds"]) for choice in process.facts["top-1 of trials"]]
+    assert len(set(told)) == len(told)
     first, *others = process.facts["top-1 of trials"]
     assert len(first["kinds"]) == 5  # all distances, and KD
     assert [o["kinds"] for o in others[:5]] == [[name] for name in dict.fromkeys(map(distance, PATHS))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -88,8 +89,9 @@ class ResidentLoader(Loader):
             try:
                 x, y = self._graphs((), self._batch, draws)
                 return x.clone(), y.clone()
-            except CaptureError:
+            except CaptureError as error:
                 self._graphs = None
+                warnings.warn(f"batches are made without CUDA graphs: {error}", stacklevel=2)
         return self._batch((), to_device(draws, self._padded.device))
 
     def _batch(self, key: tuple[()], draws: Tensor) -> Batch:

@@ -3,7 +3,7 @@
 from distpro.models.base import StagedNet
 from distpro.models.checkpoint import load_checkpoint, save_weights
 from distpro.models.own import own_network
-from distpro.models.zoo import create_model, list_models, normalisation
+from distpro.models.zoo import create_model, list_models, normalisation, plain_name, published_classes
 
 __all__ = [
     "StagedNet",
@@ -12,5 +12,7 @@ __all__ = [
     "load_checkpoint",
     "normalisation",
     "own_network",
+    "plain_name",
+    "published_classes",
     "save_weights",
 ]

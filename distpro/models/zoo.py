@@ -86,6 +86,17 @@ def normalisation(name: str) -> tuple[RGB, RGB] | None:
     return (mean, std) if len(mean) == len(std) == 3 else None
 
 
+def plain_name(name: str) -> str:
+    """The name as tables have it: without a prefix, and in the zoo's letter case where the zoo knows it."""
+    bare = _split(name.rpartition("/")[2])[1]
+    return {known.lower(): known for known in ZOO}.get(bare.lower(), bare)
+
+
+def published_classes(model: nn.Module) -> int | None:
+    """How many classes timm's published weights of this network tell apart; None where it has none."""
+    return (getattr(model, "pretrained_cfg", None) or {}).get("num_classes")
+
+
 def _split(name: str) -> tuple[str, str]:
     side, colon, bare = name.partition(":")
     return (side, bare) if colon and side in ("cifar", "timm") else ("", name)

@@ -1,0 +1,137 @@
+"""What is wrong in a job's flags and files is told in one sentence, before anything is trained or written."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+from commands import SHORT, mistake, run
+
+import distpro.flags
+import distpro.job
+import distpro.train
+from distpro import Process
+from distpro.errors import UserError
+from distpro.models import create_model, save_weights
+from distpro.pathways import all_pathways
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--teacher", "wrn_40_22x"], "unknown model 'wrn_40_22x': did you mean 'wrn_40_2'"),
+        (["--student", "resnet65"], "unknown model 'resnet65': did you mean "),
+        (["--dataset", "digit"], "unknown dataset 'digit': did you mean 'digits'?"),
+        (["--student-layers", "blok1"], "unknown layer of WideResNet 'blok1': did you mean 'block1'"),
+        (["--process", "serch"], "unknown process 'serch': did you mean 'search'?"),
+        (["--process", "nowhere.safetensors"], "no process file 'nowhere.safetensors'"),
+        (["--dataset", "cifar100"], "needs its folder"),
+        (["--dataset", "cifar100", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--dataset", "folder", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--teacher-checkpoint", "none.pth"], "there is no checkpoint 'none.pth'"),
+        (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
+        (["--batch-size", "5000"], "5000"),
+        (["--val-fraction", "1.5"], "--val-fraction must be above 0 and below 1, got 1.5"),
+        (["--kd-weight", "-1"], "--kd-weight must be 0 or more, got -1.0"),
+        (["--kd-weight", "nan"], "--kd-weight must be 0 or more, got nan"),
+        (["--temperature", "0"], "--temperature must be above 0"),
+        (["--lr", "-0.1"], "--lr must be above 0"),
+        (["--label-smoothing", "2"], "--label-smoothing must be between 0 and 1"),
+        (["--ema", "1"], "--ema must be 0 or more and below 1"),
+        (["--tau", "inf"], "--tau must be a finite number"),
+        (["--threads", "0"], "--threads must be 1 or more"),
+        (["--size-schedule", "8", "0"], "--size-schedule must be 1 or more, got 0"),
+        (["--search-samples", "5000"], "5000 training samples: expected 10 (one a class) to 1438"),
+        (["--search-samples", "20", "--batch-size", "64"], "batch size 64 is larger than the 16 pictures"),
+        (["--transforms", "AQ"], "unknown transform 'Q'"),
+        (["--transforms", "AA"], "a transform is named twice: A A"),
+        (["--transforms", ""], "no transform and no logit pathway"),
+        (["--tau", "1", "--search-by", "trials"], "--tau is of a search by gradient or of a given process"),
+        (["--process", "online", "--ema", "0.9"], "--ema is of a distillation whose process is known"),
+        (["--teacher", "zoo:cifar100/wrn_16_2", "--teacher-pretrained"], "exclude each other"),
+        (["--teacher", "drawn_networks:of_5", "--teacher-pretrained"], "--teacher-pretrained is of timm's networks"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["--device", "gpu"], "--device gpu cannot be used, expected cpu, cuda or cuda:N"),
+        (["--student", "drawn_networks:of_5"], "the student drawn_networks:of_5 tells 5 classes apart, digits has 10"),
+        (
+            ["--method", "reviewkd", "--student-layers", "block1", "block3"],
+            "reviewkd compares stage with stage: the teacher has 4",
+        ),
+        (["--config", "none.yaml"], "no configuration file 'none.yaml'"),
+        (["--student", "no.such.module:net"], "--student no.such.module:net: No module named 'no'"),
+        (["--student", "distpro.models:creat_model"], "has no 'creat_model'; did you mean 'create_model'?"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, sentence, tmp_path):
+    assert sentence in mistake(*words, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_checks_and_tells_every_value(tmp_path, capsys, monkeypatch):
+    words = ["distpro.train", "--epochs", "7", "--dry-run", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    distpro.train.main()
+    told = yaml.safe_load(capsys.readouterr().out)
+    assert told == distpro.flags.parse([*words[1:3], *words[4:]]).plain()
+    assert (told["epochs"], told["lr"], told["search_epochs"]) == (7, 0.05, 3)
+    assert not (tmp_path / "out").exists()
+    assert "larger than" in mistake("--dry-run", "--batch-size", "5000")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/args.yaml").write_text("")
+    assert "holds a run already" in mistake("--dry-run", "--output", tmp_path / "out")
+    with pytest.raises(UserError, match=r"--dry-run is of distpro\.train"):
+        distpro.flags.parse(["--dry-run"], "distpro.profile")
+
+
+def test_resume_needs_a_folder():
+    assert mistake("--resume") == "--resume needs the --output folder that it is to go on with"
+
+
+def test_a_method_that_does_not_fit_the_pair_is_left_out_of_all(capsys):
+    arguments = ["--teacher", "resnet8", "--student-layers", "block1", "block3"]
+    job = distpro.job.Job(distpro.flags.parse(arguments), distpro.job.Console())
+    assert job.methods == ["none", "kd", "uniform", "distpro"]
+    assert "reviewkd is left out: reviewkd compares stage with stage" in " ".join(capsys.readouterr().out.split())
+
+
+def test_mistakes_in_files(tmp_path):
+    out = ["--output", tmp_path / "out"]
+    torn = tmp_path / "torn.pth"
+    torn.write_bytes(b"PK\x03\x04 torn")
+    assert str(torn) in mistake("--teacher-checkpoint", torn, *out)
+    wide = tmp_path / "wide.safetensors"
+    save_weights(create_model("wrn_16_2", 100, 1), wide)
+    assert "100 classes" in mistake("--teacher-checkpoint", wide, *out)
+    other = tmp_path / "other.safetensors"
+    save_weights(create_model("resnet8", 10, 1), other)
+    assert "resnet8" in mistake("--teacher-checkpoint", other, *out)
+    process = tmp_path / "p.safetensors"
+    Process.uniform(all_pathways(3, 3, "AB")).save(process)
+    assert "the process is for 18 pathways" in mistake("--process", process, *out)
+    config = tmp_path / "c.yaml"
+    config.write_text("epoch: 3\n")
+    assert f"unknown key in '{config}': 'epoch': did you mean 'epochs'" in mistake("--config", config, *out)
+    config.write_text("epochs: [3\n")
+    assert "is not YAML" in mistake("--config", config, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_flags_and_values_name_the_nearest():
+    for words, near in ((["--epocs", "3"], "--epochs"), (["--method", "reviewk"], "reviewkd")):
+        done = run(*words)
+        assert done.returncode == 2
+        assert near in done.stdout + done.stderr
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    said = mistake(*SHORT, "--method", "none", "--lr", "1e30", "--output", tmp_path / "out")
+    assert said == "the loss is not finite any more (none, epoch 1): lower --lr or --kd-weight"
+
+
+def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):
+    untrained = tmp_path / "t.safetensors"
+    torch.manual_seed(3)
+    save_weights(create_model("resnet8", 10, 1), untrained)
+    arguments = [*SHORT, "--method", "kd", "--teacher-checkpoint", str(untrained), "--output", str(tmp_path / "out")]
+    distpro.train.train(distpro.flags.parse(arguments))
+    assert "is near chance (10.00 %)" in " ".join(capsys.readouterr().out.split())
