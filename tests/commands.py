@@ -8,20 +8,8 @@ import pytest
 import distpro.train
 from distpro.errors import run_command
 
-SHORT = [
-    "--teacher",
-    "resnet8",
-    "--student",
-    "wrn_10_1",
-    "--epochs",
-    "1",
-    "--search-epochs",
-    "1",
-    "--teacher-epochs",
-    "2",
-    "--batch-size",
-    "64",
-]
+SHORT = ["--teacher", "resnet8", "--student", "wrn_10_1", "--batch-size", "64"]
+SHORT += ["--epochs", "1", "--search-epochs", "1", "--teacher-epochs", "2"]
 
 
 def run(*words, module="distpro.train"):
