@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command and under 8 minutes: builds the checkout in place, runs the tests of
+# Everything that needs a GPU, in one command and about 8 minutes: builds the checkout in place, runs the tests of
 # the native layer, the sanitizer and all benchmarks, and writes what came out to the folder OUT.
 #
 #     benchmarks/run_gpu.sh OUT
 #
 # Needs a Hopper GPU (DISTPRO_CUDA_ARCHS for another), nvcc, cmake, ninja, and a Python (PYTHON=...) with torch 2.11
-# or newer, pybind11, setuptools, pytest and pytest-benchmark. No network; nothing is installed.
+# or newer, torchvision, timm (and so safetensors), pybind11, setuptools, pytest and pytest-benchmark. No network;
+# nothing is installed.
 # A part that fails or takes too long is noted in OUT/summary.txt and the next one runs; the exit status is then 1.
 set -uo pipefail
 (($# == 1)) || { echo "usage: $0 OUT" >&2; exit 2; }
@@ -57,7 +58,7 @@ sanitizer() { # sanitizer TOOL SECONDS: without torch's caches, inside which eve
   part "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 "${run[@]}"
 }
 
-# The limits add up to less than 8 minutes.
+# The limits add up to 8 minutes, and to 9.5 where the build has to be done again by hand.
 part device 5 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 # By hand where setup.py cannot, as with a setuptools that is older than pyproject.toml asks for.
 part build 90 "$python" setup.py build_ext --inplace || part "by hand" 90 bash -euc '

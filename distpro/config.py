@@ -11,6 +11,7 @@ from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
 from distpro.errors import UserError, unknown
 from distpro.limits import check_limits
+from distpro.methods import METHODS
 from distpro.models import normalisation, plain_name
 from distpro.precision import DTYPES, Precision
 from distpro.process import WARM_UP
@@ -18,6 +19,10 @@ from distpro.recipe import Recipe
 
 # What a process learned online has no use for.
 OFFLINE = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples")
+
+# What only one of the searches has a use for.
+BY_GRADIENT = ("hypergradient", "normalisation", "tau", "alpha_lr", "alpha_first", "alpha_every", "literal_xi")
+BY_TRIALS = ("trial_seeds",)
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Config:
 
     # --- the pair
     teacher: str | None = None
-    """Network: of the CIFAR zoo (wrn_40_2), trained (zoo:cifar100/wrn_40_2, see `python -m distpro.zoo`), of timm
+    """Network: of the CIFAR zoo (wrn_40_2), trained (zoo:cifar100/wrn_16_2, see `python -m distpro.zoo`), of timm
     (resnet50, timm:vgg13), or your own (package.module:function)."""
     teacher_checkpoint: Path | None = None
     """Trained weights (.pth, .pt, .safetensors); without them the teacher is trained first."""
@@ -71,8 +76,9 @@ class Config:
     """Measure on the test pictures, or on a fifth of the training pictures, which is then not trained on."""
 
     # --- the method
-    method: Literal["all", "none", "kd", "reviewkd", "distpro"] = "all"
-    """What the student learns from; all: each in turn, and distpro with uniform weights as well."""
+    method: str = "all"
+    """What the student learns from: none, kd, reviewkd or distpro; all: each in turn, and distpro with uniform weights
+    as well."""
     process: str = "search"
     """For distpro: search, uniform, online (learned in the distillation itself, no search before it), FILE (a saved
     process), zoo:NAME (one of ours) or final:FILE (its last weights throughout)."""
@@ -226,6 +232,8 @@ def fill(config: Config) -> Config:
     """The same configuration with every value that was left out filled in."""
     if config.dataset not in DEFAULTS:
         raise unknown("dataset", config.dataset, DEFAULTS)
+    if config.method not in ("all", *METHODS):
+        raise unknown("method", config.method, ("all", *METHODS))
     if config.reviewkd_weight is None:
         config = replace(config, reviewkd_weight=config.kd_weight)
     cifar = config.dataset.startswith("cifar")
@@ -259,8 +267,14 @@ def fill(config: Config) -> Config:
         if getattr(filled, name) not in (None, False, (), 1):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is of a distillation whose process is known: not of --process online")
-    if filled.tau is not None and (filled.process, filled.search_by) == ("search", "trials"):
-        raise UserError("--tau is of a search by gradient or of a given process: trials drop what they did not choose")
+    if filled.process == "search":
+        other, names = ("gradient", BY_GRADIENT) if filled.search_by == "trials" else ("trials", BY_TRIALS)
+        for name in names:
+            if getattr(filled, name) != ({**vars(Config), "alpha_every": 1}[name]):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"{flag} is of a search by {other}, not by {filled.search_by}: give --search-by {other}"
+                )
     if filled.resume and filled.output is None:
         raise UserError("--resume needs the --output folder that it is to go on with")
     weights = {

@@ -61,7 +61,7 @@ class Console(Observer):
             self.bars.update(self.bars.task_ids[0], description=told)
             return
         rate = self._rate()
-        test = f"  test top-1 {row['test_top1']:.2f} %" if "test_top1" in row else ""
+        test = f"  top-1 {row['test_top1']:.2f} %" if "test_top1" in row else ""
         left = (self.steps - self.done) / rate if rate else 0
         seconds, waited = row["seconds"], row["wait_seconds"]
         self.say(

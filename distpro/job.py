@@ -159,7 +159,7 @@ class Job:
                 fitting.add(kind)
             except UserError as error:
                 self.console.warn(f"{kind} is left out: {error}")
-        return [method for method in LABELS if _kind(method) in fitting]
+        return [method for method in dict.fromkeys([*LABELS, *METHODS]) if _kind(method) in fitting]
 
     def _check(self, student: nn.Module, kind: str) -> None:
         """Make the method for this pair once, for the mistakes it finds."""
@@ -206,7 +206,8 @@ class Job:
             self._fit(self.teacher, "none", "teacher", config.teacher_epochs)
             save_weights(self.teacher, self.folder / "teacher.safetensors")
         metrics = Classification().evaluate(self.teacher, self.test)
-        self.console.say(f"teacher {name}: top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} % on the test pictures")
+        top = f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %"
+        self.console.say(f"teacher {name}: {top} on the {self.data.measured_on} pictures")
         if config.teacher_precision is not None:
             self._check_precision(metrics)
         chance = 100 / self.data.num_classes
@@ -281,7 +282,7 @@ class Job:
             history = self._fit(student, _kind(method), method, process=process)
         folder = self.folder / method if self.config.method == "all" else self.folder
         save_weights(student, folder / "student.safetensors")
-        label = LABELS[method]
+        label = LABELS.get(method, method)
         if method == "distpro" and self.config.process != "search":
             label = f"process {self.config.process}"
         return {

@@ -46,7 +46,14 @@ from distpro.pathways import all_pathways
         (["--transforms", "AQ"], "unknown transform 'Q'"),
         (["--transforms", "AA"], "a transform is named twice: A A"),
         (["--transforms", ""], "no transform and no logit pathway"),
-        (["--tau", "1", "--search-by", "trials"], "--tau is of a search by gradient or of a given process"),
+        (
+            ["--tau", "1", "--search-by", "trials"],
+            "--tau is of a search by gradient, not by trials",
+        ),
+        (["--literal-xi", "--search-by", "trials"], "--literal-xi is of a search by gradient, not by trials"),
+        (["--trial-seeds", "2"], "--trial-seeds is of a search by trials, not by gradient"),
+        (["--loader", "synthetic"], "data set 'digits' is not read by a loader"),
+        (["--method", "reviewk"], "unknown method 'reviewk': did you mean 'reviewkd'"),
         (["--process", "online", "--ema", "0.9"], "--ema is of a distillation whose process is known"),
         (["--teacher", "zoo:cifar100/wrn_16_2", "--teacher-pretrained"], "exclude each other"),
         (["--teacher", "drawn_networks:of_5", "--teacher-pretrained"], "--teacher-pretrained is of timm's networks"),
@@ -117,7 +124,7 @@ def test_mistakes_in_files(tmp_path):
 
 
 def test_unknown_flags_and_values_name_the_nearest():
-    for words, near in ((["--epocs", "3"], "--epochs"), (["--method", "reviewk"], "reviewkd")):
+    for words, near in ((["--epocs", "3"], "--epochs"), (["--distance", "hc"], "hcl")):
         done = run(*words)
         assert done.returncode == 2
         assert near in done.stdout + done.stderr

@@ -165,7 +165,7 @@ def test_the_weights_that_a_recipe_brings(flags, weights):
 
 @pytest.mark.parametrize("student", ["ShuffleV1", "shufflev1", "cifar:SHUFFLEV1"])
 def test_a_recipe_knows_a_network_by_any_of_its_names(student):
-    filled = fill(Config(dataset="cifar100", teacher="zoo:cifar100/wrn_40_2", student=student))
+    filled = fill(Config(dataset="cifar100", teacher="cifar:WRN_40_2", student=student))
     assert (filled.lr, filled.kd_weight) == (0.02, 5.0)
 
 

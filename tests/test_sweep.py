@@ -77,7 +77,8 @@ def test_a_sweep_is_killed_and_goes_on(tmp_path):
     facts = Process.load(out / "searches/short/seed-0/process.safetensors").facts
     assert float(searched["search_seconds"]) == facts["seconds"] > 0
     assert float(rows[0]["search_seconds"]) == 0
-    assert float(rows[0]["teacher_top1"] or 1) > 0
+    assert rows[0]["teacher_top1"] == ""  # alone
+    assert float(searched["teacher_top1"]) > 10
 
     table = subprocess.run(
         command(config, "--table", "--csv", out / "results.csv", "--figure", tmp_path / "cost.svg"),
@@ -201,3 +202,5 @@ def test_every_ready_configuration_is_valid(config, tmp_path):
     for run in sweep.runs:
         assert all(need in {other.folder for other in sweep.runs} for need in run.needs)
         assert "@" not in str(run.flags)
+        if run.module == "distpro.search" and {"gradient", "literal"} & {*run.folder.parent.name.split("-")}:
+            assert run.config().search_by == "gradient"

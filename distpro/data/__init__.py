@@ -30,7 +30,7 @@ __all__ = [
     "holdout",
 ]
 
-# A new data set is one new file and one line here.
+# A new data set is one new file and one line here; for a job also its defaults in `distpro.defaults`.
 DATASETS: dict[str, Callable[[Request], Dataset]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -75,6 +75,8 @@ def create_dataset(
         raise UserError(f"{num_workers} workers: expected 0 (read in this process) or more")
     if loader is not None and loader not in LOADERS:
         raise unknown("loader", loader, LOADERS)
+    if loader is not None and name != "folder":
+        raise UserError(f"data set '{name}' is not read by a loader: --loader is of a 'folder'")
     if dtype not in DTYPES.values():
         raise UserError(f"batches of {dtype}: expected one of {', '.join(DTYPES)}")
     if (mean or std) and name != "folder":

@@ -1,6 +1,7 @@
 """Methods: what a student learns from its teacher, one file each.
 
-To add one, write a `Method` in a file of its own and name it in `METHODS`: that is all.
+To add one, write a `Method` in a file of its own and name it in `METHODS`: that is all. Its options that are named like
+flags have their values.
 """
 
 from __future__ import annotations

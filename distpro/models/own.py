@@ -10,7 +10,7 @@ from torch import nn
 
 from distpro.errors import UserError, nearest
 
-OWN = re.compile(r"(?!timm:|cifar:|zoo:|hf)([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+OWN = re.compile(r"(?!timm:|cifar:|zoo:|hf_hub:)([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
 def own_network(name: str, role: str) -> nn.Module | None:

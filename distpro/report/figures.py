@@ -211,7 +211,7 @@ def plot_curves(rows: Iterable[Row], narrow: bool = False) -> Figure:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     whole.set_title("Whole training")
-    whole.set_ylabel("test top-1 (%)")
+    whole.set_ylabel("top-1 (%)")
     for axes in late:
         start = math.floor(last * 2 / 3)
         best = max((top1[-1] for _, _, top1 in drawn if math.isfinite(top1[-1])), default=math.nan)

@@ -53,6 +53,7 @@ def page(result: Mapping[str, Any]) -> str:
     student, teacher = result.get("student") or {}, result.get("teacher") or {}
     rows = result.get("rows") or []
     entries = by_method(rows)
+    measured = (result.get("args") or {}).get("eval_split", "test")
     parts = ["<header>", f"<p class='title'>{title}</p>"]
     if entries:
         parts.append(f"<h1>{escape(headline(str(student.get('name') or 'The student'), entries))}</h1>")
@@ -61,11 +62,11 @@ def page(result: Mapping[str, Any]) -> str:
         parts.append(f"<pre>{escape(str(result['command']))}</pre>")
     parts.append("</header>")
     if entries:
-        parts += ["<h2>Results</h2>", _results(entries)]
+        parts += ["<h2>Results</h2>", _results(entries, measured)]
     if result.get("process") is not None:
         parts += ["<h2>The process</h2>", _process(result["process"])]
     if any(entry.curve("test_top1")[0] for entry in entries):
-        parts += ["<h2>Accuracy</h2>", _curves(rows, entries)]
+        parts += ["<h2>Accuracy</h2>", _curves(rows, entries, measured)]
     groups = {
         "Teacher": teacher,
         "Student": student,
@@ -103,7 +104,7 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]], kind: str = "", m
     return f"<div class='scroll'><table class='{kind}'>{''.join(rows)}</table></div>"
 
 
-def _results(entries: Sequence[Entry]) -> str:
+def _results(entries: Sequence[Entry], measured: str) -> str:
     alone, main = find(entries, "none"), find(entries, "distpro")
     several = any(len(entry.rows) > 1 for entry in entries)
     top5 = any(entry.values("top5") for entry in entries)
@@ -124,7 +125,8 @@ def _results(entries: Sequence[Entry]) -> str:
     body = [[cell(entry) for _, cell in shown] for entry in entries]
     table = _table([name for name, _ in shown], body, "results", entries.index(main) if main else None)
     spread = "; mean ± standard deviation of the seeds" if several else ""
-    return f"{table}<p class='note'>Test accuracy after the last epoch, {seeds(entries)}{spread}.</p>"
+    told = f"Accuracy on the {measured} pictures after the last epoch, {seeds(entries)}{spread}."
+    return f"{table}<p class='note'>{told}</p>"
 
 
 def _search_time(entry: Entry) -> str:
@@ -133,17 +135,18 @@ def _search_time(entry: Entry) -> str:
 
 
 def _process(process: Process) -> str:
-    steps = len(process.z)
+    moments = len(process.z)
+    searched = f"searched in {process.facts.get('steps', moments):,} steps" if moments > 1 else "constant"
     tau = "nothing is dropped" if process.tau is None else f"dropped where z ≤ {process.tau:g}"
     caption = (
         "The weight of each pathway over the training; one panel for each teacher stage. "
         f"Pathways: {len(process.pathways)}; normalisation: {process.normalisation}; {tau}; "
-        f"{f'searched in {steps:,} steps' if steps > 1 else 'constant'}. "
+        f"{searched}. "
         "Point at a line for its name: t1-s2-A is teacher stage 1 to student stage 2 through transform A."
     )
     times, weights = sample(process)
-    moments = {"Start": 0, "Middle": len(times) // 2, "End": -1} if steps > 1 else {"At all times": 0}
-    tables = "".join(_moment(process, weights[i], name) for name, i in moments.items())
+    columns = {"Start": 0, "Middle": len(times) // 2, "End": -1} if moments > 1 else {"At all times": 0}
+    tables = "".join(_moment(process, weights[i], name) for name, i in columns.items())
     figures = _pictures("process", plot_process(process), plot_process(process, narrow=True), caption)
     return f"{figures}<div class='side moments'>{tables}</div>{_dropped(times, weights)}"
 
@@ -176,9 +179,9 @@ def _dropped(times: np.ndarray, weights: np.ndarray) -> str:
     return f"<h3 class='apart'>Dropped pathways: they cost nothing</h3>{_table(head, [body])}"
 
 
-def _curves(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
+def _curves(rows: Sequence[Row], entries: Sequence[Entry], measured: str) -> str:
     mean = " (the mean of a method's seeds)" if any(len(entry.rows) > 1 for entry in entries) else ""
-    caption = f"Accuracy on the test set after each epoch, {seeds(entries)}{mean}."
+    caption = f"Accuracy on the {measured} pictures after each epoch, {seeds(entries)}{mean}."
     return _pictures("curves", plot_curves(rows), plot_curves(rows, narrow=True), caption)
 
 

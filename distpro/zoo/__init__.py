@@ -16,7 +16,7 @@ KINDS = {"process": ROOT / "processes", "teacher": ROOT / "teachers"}
 
 
 def names(kind: str) -> list[str]:
-    """What there is of a kind, "process" or "teacher": names such as "cifar100/wrn_40_2"."""
+    """What there is of a kind, "process" or "teacher": names such as "cifar100/wrn_16_2"."""
     root = KINDS[kind]
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.safetensors"))
 
