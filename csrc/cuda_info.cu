@@ -33,6 +33,7 @@ int kernel_arch(int device) {
   check(cudaSetDevice(device));
   cudaFuncAttributes attributes{};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  cudaGetLastError();  // a device that the kernels do not fit must not surface as the next launch's error
   check(cudaSetDevice(before));
   check(error);
   return attributes.binaryVersion;

@@ -42,10 +42,12 @@ __global__ void __launch_bounds__(kThreads) dots_kernel(const __grid_constant__ 
   const T* const both[2] = {static_cast<const T*>(array.left), static_cast<const T*>(array.right)};
   const Run run = run_of(array, place.tile);
   const bool wide = aligned(both[0] + run.origin, both[1] + run.origin);
-  Acc<T> sum = 0;
+  double sum = 0;
   walk_all(both, run, wide, [&](auto lanes, int, int, std::int64_t, auto& x) {
 #pragma unroll
-    for (int j = 0; j < decltype(lanes)::value; ++j) sum += x[0][j] * x[1][j];
+    for (int j = 0; j < decltype(lanes)::value; ++j) {
+      sum += static_cast<double>(x[0][j]) * static_cast<double>(x[1][j]);
+    }
   });
   const double total = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) call.partials[array.slot.first_partial + place.tile] = total;

@@ -32,18 +32,35 @@ def native() -> ModuleType | None:
     return module
 
 
-def serves(device_type: str) -> bool:
-    """Whether the kernels work on tensors of such a device; False: the references do, as `native` would have it."""
+def serves(device_type: str, index: int | None = None) -> bool:
+    """Whether the kernels work on tensors of such a device; False: the references do, as `native` would have it.
+
+    index: of a GPU, whose architecture and driver are then asked about, too.
+    """
     module = native()
     if module is None or device_type in ("cpu", "meta"):
         return module is not None
-    lacking = module.build_info()["cuda_why_not"] if device_type == "cuda" else f"none for device '{device_type}'"
+    lacking = _cuda_why_not(index) if device_type == "cuda" else f"none for device '{device_type}'"
     if lacking:
         sentence = f"the native layer has no kernels for {device_type} tensors: {lacking}"
         if _mode() == "1":
             raise UserError(f"{sentence}; build with nvcc at hand, or drop DISTPRO_NATIVE=1")
         _warn_once(f"{sentence}. The references in PyTorch are right, but slower.")
     return not lacking
+
+
+@functools.cache
+def _cuda_why_not(index: int | None) -> str | None:
+    module, _ = _load()
+    assert module is not None
+    lacking = module.build_info()["cuda_why_not"]
+    if lacking or index is None:
+        return lacking
+    try:
+        module.kernel_arch(index)
+    except RuntimeError as error:  # built for other architectures, or with a runtime that is newer than the driver
+        return f"those that were built do not run on device {index}: {error}"
+    return None
 
 
 def why_not() -> str | None:

@@ -17,6 +17,7 @@ import torch
 
 import distpro
 from distpro import _native
+from distpro.errors import UserError
 
 PACKAGE = Path(distpro.__file__).parent
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -204,6 +205,27 @@ def test_switch_0_never_loads(C):
 
 def test_switch_1_loads(C):
     assert python("-c", SHOW, native="1").stdout == "True True None\n"
+
+
+def test_kernels_that_do_not_run_on_a_gpu_leave_it_to_the_references(C, monkeypatch):
+    class Built:
+        def build_info(self):
+            return {"cuda_why_not": None}
+
+        def kernel_arch(self, index):
+            if index == 1:
+                raise RuntimeError("no kernel image is available")
+
+    _native._cuda_why_not.cache_clear()
+    monkeypatch.setattr(_native, "_load", lambda: (Built(), None))
+    monkeypatch.setenv("DISTPRO_NATIVE", "")
+    assert _native.serves("cuda", 0)
+    with pytest.warns(RuntimeWarning, match="do not run on device 1: no kernel image"):
+        assert not _native.serves("cuda", 1)
+    monkeypatch.setenv("DISTPRO_NATIVE", "1")
+    with pytest.raises(UserError, match="do not run on device 1"):
+        _native.serves("cuda", 1)
+    _native._cuda_why_not.cache_clear()
 
 
 def test_unset_without_the_module_warns_once():

@@ -30,6 +30,25 @@ def test_gradient_of_one_input_alone():
         assert not pathway_loss(students, teachers, weights)[0].requires_grad
 
 
+def test_saved_maps_may_come_back_in_another_layout():
+    """As from torch.autograd.graph.save_on_cpu, which keeps no strides."""
+    students, teachers, weights = maps([(2, 24, 7, 7)], F64)
+    nhwc = [s.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for s in students]
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: torch.empty(x.shape, dtype=F64).copy_(x), lambda x: x):
+        loss = pathway_loss(nhwc, teachers, weights)[0]
+    (got,) = torch.autograd.grad(loss, nhwc)
+    (want,) = torch.autograd.grad(reference.pathway_loss(students, teachers, weights)[0], students)
+    torch.testing.assert_close(got, want)
+
+
+def test_only_the_gradients_that_are_asked_for():
+    students, teachers, weights = maps([(2, 3, 8, 8)] * 2, F64)
+    for take in (lambda out: out[0], lambda out: out[1].sum()):
+        got = torch.autograd.grad(take(pathway_loss(students, teachers, weights.detach())), students)
+        want = torch.autograd.grad(take(reference.pathway_loss(students, teachers, weights.detach())), students)
+        torch.testing.assert_close(got, want)
+
+
 def test_second_derivatives_are_refused():
     students, teachers, weights = maps([(2, 3, 8, 8)])
     (gradient,) = torch.autograd.grad(pathway_loss(students, teachers, weights)[0], students, create_graph=True)
@@ -149,6 +168,17 @@ def test_perturb(device, dtype):  # noqa: F811
         torch.testing.assert_close(up, p + epsilon * d, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(down, p - epsilon * d, rtol=1e-6, atol=1e-7)
         assert up.stride() == p.stride()
+
+
+def test_tensors_of_no_elements(device):  # noqa: F811
+    some, none = torch.randn(3, device=device), torch.randn(0, 2, device=device)
+    for left in ([some, none], [none]):
+        dots = pathway_dots(left, left, [1] * len(left))
+        torch.testing.assert_close(dots, reference.pathway_dots(left, left, [1] * len(left), 2))
+        plus, minus, epsilon = perturb(left, left, 0.1)
+        want = reference.perturb(left, left, 0.1)
+        for got, expected in zip((*plus, *minus, epsilon), (*want[0], *want[1], want[2]), strict=True):
+            torch.testing.assert_close(got, expected)
 
 
 def test_perturb_without_a_direction(device):  # noqa: F811

@@ -32,9 +32,9 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
 
 
 @torch.compiler.assume_constant_result
-def serves(device_type: str) -> bool:
+def serves(device_type: str, index: int | None) -> bool:
     """See `distpro._native.serves`; decided once per compiled graph."""
-    return _native.serves(device_type)
+    return _native.serves(device_type, index)
 
 
 def dtype_code(kernels: Any, dtype: torch.dtype) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from distpro import _native
 from distpro.errors import UserError
 from distpro.ops import _library, reference
-from distpro.ops._library import addresses
+from distpro.ops._library import addresses, memory_format
 from distpro.ops.reference import accumulation
 
 
@@ -41,7 +41,7 @@ def pathway_dots(left: Sequence[Tensor], right: Sequence[Tensor], pathway_of: Se
         if {(a.dtype, a.device), (b.dtype, b.device)} != {(first.dtype, first.device)}:
             raise UserError(f"pathway_dots: pair {k} differs in type or device from the first tensor")
     pathways = max(pathway_of) + 1
-    if not _library.serves(first.device.type):
+    if not _library.serves(first.device.type, first.device.index):
         return reference.pathway_dots(left, right, pathway_of, pathways)
     _library.check_dtype("pathway_dots", first.dtype)
     _library.refuse_forward_mode("pathway_dots", [*left, *right])
@@ -60,17 +60,25 @@ def _plan(dtype: torch.dtype, sizes: Any, right_of: Any, pathway_of: Any, pathwa
 
 def _run(left: list[Tensor], right: list[Tensor], pathway_of: list[int], pathways: int) -> Tensor:
     kernels: Any = _native.native()
-    left, right = _library.dense(left, left), _library.dense(right, left)
+    dots = _fake(left, right, pathway_of, pathways)
+    some = [k for k, a in enumerate(left) if a.numel()]  # the kernels have no work of no elements
+    if not some:
+        return dots.zero_()
+    left, right = [left[k] for k in some], [right[k] for k in some]
+    left = _library.dense(left, left)
+    formats = [memory_format(a) for a in left]
+    shared = _library.same([(b.data_ptr(), b.shape, b.stride(), f) for b, f in zip(right, formats, strict=True)])
+    copies = {n: b.contiguous(memory_format=f) for n, b, f in zip(shared, right, formats, strict=True)}
+    right = [copies[n] for n in shared]
     first = left[0]
     plan = _plan(
         first.dtype,
         tuple(a.numel() for a in left),
-        _library.same([(b.data_ptr(), b.numel()) for b in right]),
-        tuple(pathway_of),
+        shared,
+        tuple(pathway_of[k] for k in some),
         pathways,
         _library.TILE_ELEMENTS[first.device.type],
     )
-    dots = _fake(left, right, pathway_of, pathways)
     partials = first.new_empty(plan.partials, dtype=torch.float64)
     with _library.stream_on(first.device) as stream:
         kernels.pathway_dots(plan, addresses(left), addresses(right), dots.data_ptr(), partials.data_ptr(), stream)

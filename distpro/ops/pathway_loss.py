@@ -47,7 +47,7 @@ def pathway_loss(
         empty = weights.new_zeros(0)
         return empty.sum(), empty
     _check(students, teachers, weights, distance)
-    if not _library.serves(weights.device.type):
+    if not _library.serves(weights.device.type, weights.device.index):
         return reference.pathway_loss(students, teachers, weights, distance)
     _library.refuse_forward_mode("pathway_loss", [*students, weights])
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*students, *teachers)])
@@ -175,23 +175,32 @@ _BACKWARD = _library.register(
 
 def _save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
     students, teachers, weights, ctx.distance, ctx.keep_means = inputs
+    ctx.formats = [memory_format(s) for s in students]
+    ctx.set_materialize_grads(False)  # the means alone are 22 MB for the 27 pathways of a batch of 128
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(weights, *output[1:], *students, *teachers)
 
 
-def _differentiate(ctx: Any, grad_loss: Tensor, grad_per_pathway: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _differentiate(
+    ctx: Any, grad_loss: Tensor | None, grad_per_pathway: Tensor | None, _: Tensor | None
+) -> tuple[Any, ...]:
     weights, per_pathway, means, *maps = ctx.saved_tensors
     middle = len(maps) // 2
-    students, teachers = maps[:middle], maps[middle:]
+    # the means are in the order of the maps' memory, which a hook that offloads saved tensors may change
+    students = [s.contiguous(memory_format=f) for s, f in zip(maps[:middle], ctx.formats, strict=True)]
+    teachers = maps[middle:]
     nothing = [None] * middle
     gradients: Any = nothing
+    grad_loss = weights.new_zeros(()) if grad_loss is None else grad_loss
+    grad_per_pathway = torch.zeros_like(weights) if grad_per_pathway is None else grad_per_pathway
     if ctx.keep_means:
         gradients = torch.ops.distpro.pathway_loss_backward(
             students, teachers, weights, means, grad_loss, grad_per_pathway, ctx.distance
         )
     elif any(s.requires_grad for s in students):
         raise RuntimeError("pathway_loss was run without keep_means: it has no gradient for the students")
-    return gradients, nothing, grad_loss * per_pathway, None, None
+    of_weights = grad_loss * per_pathway if weights.requires_grad else None
+    return gradients, nothing, of_weights, None, None
 
 
 _library.register_autograd(_FORWARD, _differentiate, _save)

@@ -41,7 +41,7 @@ def perturb(
         if not (p.dtype == d.dtype == first.dtype and p.device == d.device == first.device):
             raise UserError(f"perturb: parameter {k} or its direction differs in type or device from parameter 0")
     _library.check_dtype("perturb", first.dtype, (torch.float32, torch.float64))
-    if not _library.serves(first.device.type):
+    if not _library.serves(first.device.type, first.device.index):
         return reference.perturb(parameters, direction, radius)
     _library.refuse_forward_mode("perturb", [*parameters, *direction])
     return torch.ops.distpro.perturb(parameters, direction, radius)
@@ -62,10 +62,13 @@ def _run(parameters: list[Tensor], direction: list[Tensor], radius: float) -> tu
     direction = _library.dense(direction, parameters)
     plus, minus, epsilon = _fake(parameters, direction, radius)
     first = parameters[0]
+    some = [k for k, p in enumerate(parameters) if p.numel()]  # the kernels have no work of no elements
+    if not some:
+        return plus, minus, epsilon.zero_()
     tile_elements = _library.TILE_ELEMENTS[first.device.type]
-    plan = _plan(first.dtype, tuple(p.numel() for p in parameters), tile_elements)
+    plan = _plan(first.dtype, tuple(parameters[k].numel() for k in some), tile_elements)
     partials = first.new_empty(plan.partials, dtype=torch.float64)
-    lists = addresses(parameters), addresses(direction), addresses(plus), addresses(minus)
+    lists = [addresses([tensors[k] for k in some]) for tensors in (parameters, direction, plus, minus)]
     with _library.stream_on(first.device) as stream:
         kernels.perturb(plan, *lists, radius, epsilon.data_ptr(), partials.data_ptr(), stream)
     return plus, minus, epsilon

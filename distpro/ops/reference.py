@@ -67,7 +67,11 @@ def pathway_dots(left: Sequence[Tensor], right: Sequence[Tensor], pathway_of: Se
     """Inner products `[P]`, see `distpro.ops.pathway_dots`."""
     kind = accumulation(left[0].dtype)
     dots = torch.stack([(a.to(kind) * b.to(kind)).sum() for a, b in zip(left, right, strict=True)])
-    return dots.new_zeros(pathways).index_add(0, torch.tensor(pathway_of, device=dots.device), dots)
+    if list(pathway_of) == list(range(pathways)):
+        return dots
+    # sums and no index_add: an index would have to be sent to the device, which a CUDA graph cannot hold
+    mine = [[d for d, q in zip(dots, pathway_of, strict=True) if q == p] for p in range(pathways)]
+    return torch.stack([sum(each, dots.new_zeros(())) for each in mine])
 
 
 def perturb(
