@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from distpro import zoo
 from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
-from distpro.errors import UserError, unknown
+from distpro.errors import UserError, flag, unknown
 from distpro.limits import check_limits
 from distpro.methods import METHODS
 from distpro.models import normalisation, plain_name
@@ -263,18 +264,13 @@ def fill(config: Config) -> Config:
     if filled.alpha_every is None:
         filled = replace(filled, alpha_every=4 if online else 1)
     check_limits(asdict(filled))
-    for name in OFFLINE if online else ():
-        if getattr(filled, name) not in (None, False, (), 1):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} is of a distillation whose process is known: not of --process online")
-    if filled.process == "search":
-        other, names = ("gradient", BY_GRADIENT) if filled.search_by == "trials" else ("trials", BY_TRIALS)
-        for name in names:
-            if getattr(filled, name) != ({**vars(Config), "alpha_every": 1}[name]):
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(
-                    f"{flag} is of a search by {other}, not by {filled.search_by}: give --search-by {other}"
-                )
+    if online:
+        _refuse(filled, OFFLINE, "is of a distillation whose process is known: not of --process online")
+    elif filled.process == "search":
+        trials = filled.search_by == "trials"
+        other = "gradient" if trials else "trials"
+        told = f"is of a search by {other}, not by {filled.search_by}: give --search-by {other}"
+        _refuse(filled, BY_GRADIENT if trials else BY_TRIALS, told)
     if filled.resume and filled.output is None:
         raise UserError("--resume needs the --output folder that it is to go on with")
     weights = {
@@ -286,3 +282,11 @@ def fill(config: Config) -> Config:
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} exclude each other")
     return filled
+
+
+def _refuse(filled: Config, names: Sequence[str], why: str) -> None:
+    """A `UserError` where one of these has another value than it has by default."""
+    for name in names:
+        usual = 1 if name == "alpha_every" else getattr(Config, name)
+        if getattr(filled, name) != usual:
+            raise UserError(f"{flag(name)} {why}")

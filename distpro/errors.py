@@ -37,6 +37,11 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}': expected one of {shown}")
 
 
+def flag(name: str) -> str:
+    """The flag of a configuration's value: `kd_weight` is --kd-weight."""
+    return "--" + name.replace("_", "-")
+
+
 def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
     """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2.
 

@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from distpro.config import Config, fill
-from distpro.errors import UserError, unknown
+from distpro.errors import UserError, flag, unknown
 
 
 def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Config:
@@ -62,13 +62,13 @@ def as_flags(values: Mapping[str, Any], where: str) -> list[str]:
         name = str(key).replace("-", "_")
         if name not in known:
             raise unknown(f"key in '{where}':", str(key), known)
-        flag = "--" + name.replace("_", "-")
+        word = flag(name)
         if isinstance(value, bool) and known[name].default is None:
-            words += [flag, str(value)]
+            words += [word, str(value)]
         elif isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
+            words.append(word if value else word.replace("--", "--no-", 1))
         elif isinstance(value, (list, tuple)):
-            words += [flag, *map(str, value)]
+            words += [word, *map(str, value)]
         elif value is not None:
-            words += [flag, str(value)]
+            words += [word, str(value)]
     return words

@@ -64,7 +64,7 @@ class CudaGraphs:
         """A failed capture leaves torch on the capture's stream, and its allocator in the capture's pool."""
         torch.cuda.set_stream(current)
         with suppress(AttributeError, RuntimeError):  # private to torch, and where it has tidied up itself an error
-            torch._C._cuda_endAllocateToPool(torch.device(self.device).index or 0, self.pool)
+            torch._C._cuda_endAllocateToPool(current.device_index, self.pool)
 
 
 class CaptureError(Exception):

@@ -207,7 +207,7 @@ class Job:
             save_weights(self.teacher, self.folder / "teacher.safetensors")
         metrics = Classification().evaluate(self.teacher, self.test)
         top = f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %"
-        self.console.say(f"teacher {name}: {top} on the {self.data.measured_on} pictures")
+        self.console.say(f"teacher {name}: {top} on the {config.eval_split} pictures")
         if config.teacher_precision is not None:
             self._check_precision(metrics)
         chance = 100 / self.data.num_classes

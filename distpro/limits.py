@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distpro.errors import UserError
+from distpro.errors import UserError, flag
 
 Limit = tuple[str, Callable[[float], bool]]  # in words, and as a test that NaN fails
 
@@ -51,4 +51,4 @@ def check_limits(values: Mapping[str, Any]) -> None:
         value = values[name]
         for one in value if isinstance(value, (list, tuple)) else [value]:
             if one is not None and not allowed(one):
-                raise UserError(f"--{name.replace('_', '-')} must be {words}, got {one}")
+                raise UserError(f"{flag(name)} must be {words}, got {one}")

@@ -15,8 +15,16 @@ from distpro.files import whole_file
 
 # Where and how fast a run is, not what it is.
 ELSEWHERE = (
-    *("resume", "output", "device", "threads", "workers", "config", "data", "cuda_graphs", "compile"),
+    "resume",
     "dry_run",
+    "output",
+    "device",
+    "threads",
+    "workers",
+    "config",
+    "data",
+    "cuda_graphs",
+    "compile",
 )
 
 

@@ -30,7 +30,7 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
     job = Job(config, console)
     open_folder(job.folder, job.config)
     console.say(
-        f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} {job.data.measured_on} pictures "
+        f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} {config.eval_split} pictures "
         f"{list(job.data.shape)}, {job.data.num_classes} classes; device {job.device}; results in {job.folder}"
     )
     teacher = job.prepare_teacher() if job.methods != ["none"] else None
@@ -54,7 +54,7 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         "command": command,
         "args": config.plain(),
         "environment": {k: v for section in ("software", "cpu", "cuda") for k, v in collect()[section].items()},
-        "dataset": {"name": job.data.name, "train": len(job.data.train), job.data.measured_on: len(job.data.test)},
+        "dataset": {"name": job.data.name, "train": len(job.data.train), config.eval_split: len(job.data.test)},
         "teacher": {
             "name": config.teacher,
             "top1": teacher.top1,
@@ -75,7 +75,7 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         "teacher": config.teacher,
         "teacher_top1": teacher.top1 if teacher is not None else None,
         "student": config.student,
-        "measured_on": job.data.measured_on,
+        "measured_on": config.eval_split,
         "epochs": config.epochs,
         "seed": config.seed,
         "device": device_name(job.device),

@@ -13,7 +13,7 @@ import torch
 
 from distpro import _native
 from distpro.errors import UserError
-from distpro.ops import pathway_loss, reference
+from distpro.ops import _library, pathway_loss, reference
 from distpro.ops._library import memory_format
 
 pytestmark = pytest.mark.skipif(_native.native() is None, reason=f"no native layer: {_native.why_not()}")
@@ -162,6 +162,15 @@ def test_other_memory_is_copied(device):
     torch.testing.assert_close(
         pathway_loss(students, half, weights)[1], reference.pathway_loss(students, half, weights)[1]
     )
+
+
+def test_a_shared_map_is_copied_once(device):
+    x, last = torch.randn(2, 3, 4, 5, device=device), torch.channels_last
+    numbers, (a, b, c) = _library.dense_once([x, x, x], [last, last, torch.contiguous_format])
+    assert numbers == (0, 0, 1)
+    assert a is b
+    assert a.is_contiguous(memory_format=last)
+    assert c.data_ptr() == x.data_ptr()
 
 
 def test_same_bits_every_time(device):

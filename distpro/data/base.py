@@ -175,7 +175,6 @@ class Dataset:
     shape: tuple[int, int, int]  # C, H, W of the batches
     train: Split
     test: Split
-    measured_on: str = "test"  # whose pictures `test` holds: "validation" are training pictures that are held out
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,6 @@ def arranged(data: Dataset, eval_split: str = "test", fraction: float = 0.2, sam
     train, test = data.train, data.test
     if eval_split == "validation":
         train, test = holdout(train, fraction)
-        data = replace(data, measured_on=eval_split)
     if samples is not None and samples != len(train):
         if not data.num_classes <= samples < len(train):
             raise UserError(

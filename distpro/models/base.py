@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class StagedNet(nn.Module):
+class StagedNet(nn.Module, ABC):
     """A network that is a stem, some stages and a head; timm's feature methods follow from these.
 
     Every stage returns its map *before* the ReLU, and whatever reads that map (the next block, the head)
@@ -30,9 +31,9 @@ class StagedNet(nn.Module):
             {"num_chs": c, "reduction": r, "module": m} for m, c, r in zip(modules, channels, reductions, strict=True)
         ]
 
+    @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
         """[N, in_chans, H, W] -> what the first stage reads."""
-        raise NotImplementedError
 
     def stage(self, index: int, x: Tensor) -> Tensor:
         """The map [N, C, H, W] of stage `index`, pre-ReLU, from the map before it."""

@@ -135,6 +135,18 @@ def dense(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     return [x.contiguous(memory_format=memory_format(y)) for x, y in zip(tensors, like, strict=True)]
 
 
+def dense_once(
+    tensors: Sequence[Tensor], formats: Sequence[torch.memory_format]
+) -> tuple[tuple[int, ...], list[Tensor]]:
+    """A number for each tensor, the same for the same memory, and each tensor in its format, copied once at most."""
+    numbers = same([(t.data_ptr(), t.shape, t.stride(), f) for t, f in zip(tensors, formats, strict=True)])
+    made: dict[int, Tensor] = {}
+    for number, tensor, wanted in zip(numbers, tensors, formats, strict=True):
+        if number not in made:
+            made[number] = tensor.contiguous(memory_format=wanted)
+    return numbers, [made[number] for number in numbers]
+
+
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 

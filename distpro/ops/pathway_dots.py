@@ -66,15 +66,12 @@ def _run(left: list[Tensor], right: list[Tensor], pathway_of: list[int], pathway
         return dots.zero_()
     left, right = [left[k] for k in some], [right[k] for k in some]
     left = _library.dense(left, left)
-    formats = [memory_format(a) for a in left]
-    shared = _library.same([(b.data_ptr(), b.shape, b.stride(), f) for b, f in zip(right, formats, strict=True)])
-    copies = {n: b.contiguous(memory_format=f) for n, b, f in zip(shared, right, formats, strict=True)}
-    right = [copies[n] for n in shared]
+    right_of, right = _library.dense_once(right, [memory_format(a) for a in left])
     first = left[0]
     plan = _plan(
         first.dtype,
         tuple(a.numel() for a in left),
-        shared,
+        right_of,
         tuple(pathway_of[k] for k in some),
         pathways,
         _library.TILE_ELEMENTS[first.device.type],

@@ -96,13 +96,12 @@ def _prepare(students: Sequence[Tensor], teachers: Sequence[Tensor], distance: s
     """The plan, and the maps in memory as the plan wants them."""
     formats = [memory_format(s) for s in students]
     students = _library.dense(students, students)
-    numbers = _library.same([(t.data_ptr(), t.shape, t.stride(), f) for t, f in zip(teachers, formats, strict=True)])
-    copies = {k: t.contiguous(memory_format=f) for k, t, f in zip(numbers, teachers, formats, strict=True)}
+    teacher_of, teachers = _library.dense_once(teachers, formats)
     shapes = tuple(tuple(s.shape) for s in students)
     last = tuple(f is torch.channels_last for f in formats)
     first = students[0]
-    plan = _plan(first.dtype, distance, shapes, last, numbers, first.device.type)
-    return plan, students, [copies[k] for k in numbers]
+    plan = _plan(first.dtype, distance, shapes, last, teacher_of, first.device.type)
+    return plan, students, teachers
 
 
 def _means(students: Sequence[Tensor], distance: str) -> Any:
