@@ -5,24 +5,19 @@ import sys
 
 import pytest
 import torch
+from steps import RECIPE, STEPS, batches, distill_step, pair, search_step
 from tape import Tape
 from torch import nn
 
-from distpro import Distiller, Process, Recipe, UserError, distill
+from distpro import Process, Recipe, UserError, distill
 from distpro.data import create_dataset
-from distpro.distill import DistillStep
-from distpro.features import Features, Teacher
 from distpro.graphs import WARM_UPS, CudaGraphs
 from distpro.loop import Observer, fit
 from distpro.methods.none import NoDistillation
-from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
+from distpro.pathways import all_pathways
 from distpro.planned_step import Graphed, graphed
-from distpro.search_step import SearchStep
 from distpro.sgd import SGD
 
-IMAGE, STEPS = (1, 8, 8), 24
-RECIPE = Recipe(epochs=2, lr=0.05)  # cosine: the rate is another one at every step
 LOGITS = ["KD", "DKD", "DIST", "LSKD"]
 GPU = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -37,35 +32,6 @@ def backend(request, monkeypatch):
     adam = sys.modules["torch.optim.adam"]  # torch.optim hides it
     monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda **_: ["cpu"])
     return Tape()
-
-
-def batches(device, count=STEPS // 2, seed=0, size=8):
-    torch.manual_seed(seed)
-    made = [(torch.randn(size, *IMAGE).double(), torch.randint(10, (size,))) for _ in range(count)]
-    return [(x.to(device), y.to(device)) for x, y in made]
-
-
-def pair(device, student="wrn_10_1"):
-    torch.manual_seed(0)
-    made = create_model(student, 10, 1), create_model("resnet8", 10, 1)
-    return [network.double().to(device) for network in made]
-
-
-def distill_step(device, method, recipe=RECIPE, **options):
-    distiller = Distiller(*pair(device), image=IMAGE, method=method, **options).double().train()
-    return DistillStep(distiller, recipe)
-
-
-def search_step(device, student=None, **options):
-    ours, teacher = pair(device)
-    reader, frozen = Features(student or ours, IMAGE).train(), Teacher(teacher, IMAGE)
-    torch.manual_seed(1)
-    blocks = Pathways(all_pathways(3, 3, "AB"), reader.shapes, frozen.shapes).double().to(device)
-    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
-    judges = batches(device, 3, 9)
-    step = SearchStep(reader, frozen, blocks, optimizer, judges, steps=STEPS, warm_up=0.3, kd_weight=2.0, **options)
-    step.adam.param_groups[0]["capturable"] = True
-    return step
 
 
 def trained(step, wrapped, train, recipe=RECIPE, said=None):
