@@ -15,7 +15,7 @@ Size = Sequence[int]  # [H, W]
 
 
 class Resize(nn.Module):
-    """Nearest interpolation of `[N, C, h, w]` to `[N, C, H, W]`, `size` by default; nothing where the size is right."""
+    """`resize` to `size`, or to the one it is called with."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -57,7 +57,16 @@ class ResizedConv2d(nn.Conv2d):
 
 
 def resize(x: Tensor, size: Size) -> Tensor:
-    return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="nearest")
+    """`[N, C, h, w]` to `[N, C, H, W]`: the nearest pixel where a side grows, the mean over its bins where it shrinks.
+
+    The nearest pixel there, too, would be one of 1024 of a 32x32 map for a pooled feature. The authors' release never
+    shrinks a map, the paper has "an interpolation layer".
+    """
+    size = tuple(size)
+    smaller = tuple(map(min, x.shape[2:], size))
+    if smaller != tuple(x.shape[2:]):
+        x = F.adaptive_avg_pool2d(x, smaller)
+    return x if smaller == size else F.interpolate(x, size, mode="nearest")
 
 
 def _repeats(source: Size, size: Size, factor: int) -> bool:

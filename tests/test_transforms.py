@@ -1,10 +1,10 @@
-"""A convolution of a resized map without the resized map."""
+"""Maps that are resized, and a convolution of a resized map without the resized map."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from distpro.transforms import ResizedConv2d
+from distpro.transforms import ResizedConv2d, create_transform, resize
 
 SIZES = [  # of the student's and of the teacher's map, and the stride of the transposed convolution
     ((5, 4), (5, 4), 1),
@@ -17,6 +17,8 @@ SIZES = [  # of the student's and of the teacher's map, and the stride of the tr
     ((7, 7), (56, 56), 4),
     ((8, 8), (4, 4), 1),
     ((5, 4), (7, 9), 1),
+    ((7, 9), (3, 5), 1),  # bins that overlap
+    ((4, 8), (8, 4), 1),
 ]
 
 
@@ -25,8 +27,35 @@ def block(source, size, dtype=torch.float64):
     return ResizedConv2d(3, 6, source, size).to(dtype)
 
 
+def weights(small, large):
+    """`[small or large]` from `[large or small]`: each pixel's own, or the mean of all that touch it."""
+    matrix = torch.zeros(large, small, dtype=torch.float64)
+    for i in range(large):
+        first, last = i * small // large, -(-(i + 1) * small // large)
+        matrix[i, first : last if large < small else first + 1] = 1
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+def resized(x, size):
+    rows, columns = (weights(a, b).to(x.dtype) for a, b in zip(x.shape[2:], size, strict=True))
+    return rows @ x @ columns.T
+
+
 def plain(conv, x, size):
-    return F.conv2d(F.interpolate(x, size, mode="nearest"), conv.weight, padding=1)
+    return F.conv2d(resized(x, size), conv.weight.to(x.dtype), padding=1)
+
+
+@pytest.mark.parametrize(("source", "size", "stride"), SIZES)
+def test_a_smaller_map_is_made_of_means_and_a_larger_one_of_copies(source, size, stride):
+    x = torch.randn(2, 3, *source, dtype=torch.float64)
+    torch.testing.assert_close(resize(x, size), resized(x, size), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", "ABCDE")
+def test_every_pixel_of_a_large_map_reaches_a_small_one(kind):
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    create_transform(kind, (4, 8, 8), (6, 1, 1))(x).square().sum().backward()
+    assert (x.grad != 0).all(1).float().mean() > 0.99
 
 
 @pytest.mark.parametrize(("source", "size", "stride"), SIZES)
