@@ -19,7 +19,7 @@ from distpro.process import WARM_UP
 from distpro.recipe import Recipe
 
 # What a process learned online has no use for.
-OFFLINE = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples")
+OFFLINE = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples", "trial_seeds")
 
 # What only one of the searches has a use for.
 BY_GRADIENT = ("hypergradient", "normalisation", "tau", "alpha_lr", "alpha_first", "alpha_every", "literal_xi")
@@ -91,8 +91,10 @@ class Config:
     """Share of the training over which feature losses grow to their full weight; 0 for none, as the paper has it."""
     reviewkd_weight: float | None = None
     """The same for reviewkd alone, where each method is to have its own best."""
+    task_loss_weight: float = 0.1
+    """Weight of the cross-entropy in kd; the other methods have 1."""
     distill_loss_weight: float = 0.9
-    """Weight of kd's divergence; the cross-entropy has 0.1."""
+    """Weight of kd's divergence."""
     temperature: float = 4.0
     """Of kd."""
     transforms: str | None = None
@@ -164,8 +166,8 @@ class Config:
     """Move the weights first and take the train step again with the new ones (Algorithm 1, literally)."""
     alpha_every: int | None = None
     """Move the weights at every N-th step only, N times as far; 1, online 4."""
-    literal_xi: bool = False
-    """Leave the student's learning rate in the gradient that Adam sees (Eq. 4, literally)."""
+    literal_xi: bool | None = None
+    """Leave the student's learning rate in the gradient that Adam sees (Eq. 4, literally); with --recipe paper."""
 
     # --- the run
     seed: int = 0
@@ -242,7 +244,7 @@ def fill(config: Config) -> Config:
     if cifar:
         usual |= {"paper": PAPER, "fast": FAST_WEIGHTS}.get(config.recipe or "", {})
     if (config.search_by or usual["search_by"]) == "trials":
-        usual["search_epochs"] = TRIAL_EPOCHS
+        usual |= {"search_epochs": TRIAL_EPOCHS, "literal_xi": False}
     values = {k: v for k, v in usual.items() if getattr(config, k) is None}
     filled = replace(config, **values)
     if filled.dataset == "folder" and filled.loader is None:
@@ -261,12 +263,16 @@ def fill(config: Config) -> Config:
     online = config.process == "online"
     if filled.val_fraction is None:
         filled = replace(filled, val_fraction=0.1 if online else 0.2)
+    if filled.literal_xi is None:
+        filled = replace(filled, literal_xi=False)
     if filled.alpha_every is None:
         filled = replace(filled, alpha_every=4 if online else 1)
     check_limits(asdict(filled))
     if online:
         _refuse(filled, OFFLINE, "is of a distillation whose process is known: not of --process online")
-    elif filled.process == "search":
+        if config.search_by == "trials":
+            raise UserError("--search-by trials is of a search before the distillation: not of --process online")
+    elif filled.process == "search" and filled.method in ("all", "distpro"):
         trials = filled.search_by == "trials"
         other = "gradient" if trials else "trials"
         told = f"is of a search by {other}, not by {filled.search_by}: give --search-by {other}"
@@ -287,6 +293,6 @@ def fill(config: Config) -> Config:
 def _refuse(filled: Config, names: Sequence[str], why: str) -> None:
     """A `UserError` where one of these has another value than it has by default."""
     for name in names:
-        usual = 1 if name == "alpha_every" else getattr(Config, name)
-        if getattr(filled, name) != usual:
+        usual = getattr(Config, name)
+        if getattr(filled, name) not in (usual, 1 if name == "alpha_every" else False):
             raise UserError(f"{flag(name)} {why}")

@@ -31,7 +31,8 @@ class Distiller(nn.Module):
     label_smoothing: of the cross-entropy.
     compile: let `torch.compile` have the student, and each block of the method; the keys of both stay.
     steps: how many training calls there will be: calls in train mode are counted, and where the training stands
-        decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`.
+        decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`. Needed by a method whose losses
+        grow (`warm_up`) or whose process changes.
 
     Train `distiller.trainable_parameters()`: the student's and those of the method's own blocks. The student keeps
     its own keys: `student.state_dict()` is what to save.
@@ -106,10 +107,12 @@ class Distiller(nn.Module):
 
     def _progress(self) -> float:
         if self.steps is None:
-            process = getattr(self.method, "process", None)
-            if process is not None and len(process) == 1:
+            if self.method.steady:
                 return 1.0
-            raise UserError("say where the training stands: Distiller(..., steps=N), or distiller(x, y, progress=...)")
+            raise UserError(
+                "say where the training stands, by which the losses are weighed: Distiller(..., steps=N), or "
+                "distiller(x, y, progress=...)"
+            )
         progress = min(1.0, self.calls / max(1, self.steps - 1))
         self.calls += self.training
         return progress

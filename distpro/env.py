@@ -109,10 +109,12 @@ def find_device(name: str) -> Any:
     """The `torch.device` of a name, which can be used; "auto" is a GPU where there is one."""
     import torch
 
+    from distpro import parallel
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = parallel.own(torch.device(name))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -34,7 +34,7 @@ LABELS = {
     "uniform": "uniform process",
     "distpro": "searched process",
 }
-FOUND = ("search", "uniform", "online")  # processes that are no files
+NO_FILES = ("search", "uniform", "online")  # processes that are no files
 TEST_BATCH = 500
 FINE_TUNING = 0.1  # of the learning rate, for a teacher whose published body is kept
 MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
@@ -98,6 +98,7 @@ class Job:
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
         self.methods = self._methods_that_fit(student)
+        self.needs_teacher = any(METHODS[_kind(method)].needs_teacher for method in self.methods)
         self.loader = self.train_loader(self.data.train)
         self.growing = self._growing()
         if "distpro" in self.methods and config.process in ("search", "online"):
@@ -156,10 +157,12 @@ class Job:
         for kind in METHODS:
             try:
                 self._check(student, kind)
-                fitting.add(kind)
+                fitting |= {kind, "uniform"} if kind == "distpro" else {kind}
             except UserError as error:
                 self.console.warn(f"{kind} is left out: {error}")
-        return [method for method in dict.fromkeys([*LABELS, *METHODS]) if _kind(method) in fitting]
+        if self.config.process == "uniform":  # then that is what distpro is
+            fitting.discard("uniform")
+        return [method for method in dict.fromkeys([*LABELS, *METHODS]) if method in fitting]
 
     def _check(self, student: nn.Module, kind: str) -> None:
         """Make the method for this pair once, for the mistakes it finds."""
@@ -183,11 +186,11 @@ class Job:
     def _given_process(self) -> Process | None:
         """The process of a file, fitted to this pair; None where it is to be searched or uniform."""
         what = self.config.process
-        if self.config.method not in ("all", "distpro") or what in FOUND:
+        if self.config.method not in ("all", "distpro") or what in NO_FILES:
             return None
         if ":" not in what and not Path(what).exists() and "." not in what and "/" not in what:
-            close = nearest(what, FOUND)
-            hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(FOUND)}, FILE, or zoo:NAME"
+            close = nearest(what, NO_FILES)
+            hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(NO_FILES)}, FILE, or zoo:NAME"
             raise UserError(f"unknown process '{what}'{hint}")
         process = Process.load(zoo.process_file(what.removeprefix("final:"))).fit(self.pathways)
         if self.config.tau is not None:
@@ -224,10 +227,8 @@ class Job:
         reader = Teacher(self.teacher, self.data.shape, config.teacher_layers, bool(config.pooled), config.precision())
         top1 = Classification().evaluate(reader, self.test).top1
         sentence = f"as it will run, folded in {config.teacher_precision}: top-1 {top1:.2f} %"
-        if abs(top1 - full.top1) > MOST_LOST:
-            self.console.warn(
-                f"{sentence}, {abs(top1 - full.top1):.2f} points from float32: leave --teacher-precision out"
-            )
+        if full.top1 - top1 > MOST_LOST:
+            self.console.warn(f"{sentence}, {full.top1 - top1:.2f} points below float32: leave --teacher-precision out")
         else:
             self.console.say(sentence)
 

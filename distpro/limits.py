@@ -31,6 +31,7 @@ LIMITS: dict[str, Limit] = {
     "seed": NOT_NEGATIVE,
     "kd_weight": NOT_NEGATIVE,
     "reviewkd_weight": NOT_NEGATIVE,
+    "task_loss_weight": NOT_NEGATIVE,
     "distill_loss_weight": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
     "temperature": POSITIVE,

@@ -24,12 +24,18 @@ from distpro.errors import UserError
 T = TypeVar("T")
 
 
+def own(device: torch.device) -> torch.device:
+    """This process's own GPU, where torchrun started several processes; else `device`, as it is."""
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    return device if alone or device.type != "cuda" else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
 def begin(device: torch.device) -> torch.device:
     """Join the processes that torchrun started; gives this one's device. Without torchrun: `device`, as it is."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
+    device = own(device)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -193,6 +199,7 @@ def synchronise(module: nn.Module) -> None:
             for part in ("drop", "act"):
                 if hasattr(child, part):
                     setattr(bn, part, getattr(child, part))
+            bn._forward_hooks = child._forward_hooks  # shared: who reads here takes its hook away later
             setattr(module, name, bn.train(child.training))
         else:
             synchronise(child)

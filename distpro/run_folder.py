@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def open_folder(folder: Path, config: Config) -> None:
     """Make the run folder, unless `check_folder` refuses it."""
     check_folder(folder, config)
     with whole_file(folder / "args.yaml") as part:
-        part.write_text(yaml.safe_dump(config.plain(), sort_keys=False))
+        part.write_text(yaml.safe_dump(replace(config, resume=False).plain(), sort_keys=False))
 
 
 def same_run(folder: Path, config: Config) -> None:

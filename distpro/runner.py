@@ -114,6 +114,8 @@ class Runner:
                     [sys.executable, "-m", run.module, *words], stdout=log, stderr=log, env={**os.environ, **place}
                 )
                 self.children.add(child)
+                if self.stopped:  # the signal came before this one was there to be ended
+                    child.terminate()
                 code = child.wait()
                 self.children.discard(child)
             seconds = time.perf_counter() - started

@@ -23,7 +23,8 @@ from distpro.process import NORMALISATIONS, warmed
 from distpro.tasks import Classification
 
 HYPERGRADIENTS = ("exact", "finite-difference")
-ALPHA_BETAS = (0.5, 0.9)  # of Adam on z; a second moment that remembers 1000 steps (0.999) would hold z fast
+ALPHA_BETAS = (0.5, 0.9)  # of Adam on z; a second moment that remembers 1000 steps would hold z fast
+LITERAL_BETAS = (0.5, 0.999)  # those of DARTS and of the authors' release
 
 
 class TrainPass(NamedTuple):
@@ -48,9 +49,9 @@ class SearchStep(PlannedStep):
     kd_weight: the scale of the feature losses is w = P * kd_weight, after a warm-up.
     alpha_first: z moves first and the train step is taken again with the new weights (Algorithm 1 read literally).
     alpha_every: z moves at every N-th step only, N times as far.
-    literal_xi: leave the student's step size xi in what Adam sees. Eq. 4 has it there, but Adam's second moment
-        remembers the large early gradients, so z freezes once the learning rate has dropped; without it z moves
-        alike at every learning rate.
+    literal_xi: leave the student's step size xi in what Adam sees, as Eq. 4 has it, and give Adam the betas of the
+        release. Its second moment then remembers the large early gradients, so z freezes for some thousand steps once
+        the learning rate has dropped; without it z moves alike at every learning rate.
     radius: of the finite difference: epsilon = radius / norm of its direction.
     precision: of all passes, but for the finite difference, which is float32 always: a difference of two nearly
         equal losses would keep few digits of a shorter type.
@@ -104,7 +105,8 @@ class SearchStep(PlannedStep):
         device = self.theta[0].device
         self.z = torch.ones(len(pathways), device=device, dtype=self.theta[0].dtype)
         on_gpu = device.type == "cuda"  # there Adam counts its steps on the device, as a graph has to
-        self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=ALPHA_BETAS, capturable=on_gpu)
+        betas = LITERAL_BETAS if literal_xi else ALPHA_BETAS
+        self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=betas, capturable=on_gpu)
         self.z_used = self.z.clone()
         self.z_record = torch.zeros(steps, len(pathways), device=device)
         self.taken = 0
@@ -251,7 +253,12 @@ class SearchStep(PlannedStep):
         self.student.load_state_dict(state["student"])
         self.pathways.load_state_dict(state["pathways"])
         self.optimizer.load_state_dict(state["optimizer"])
+        capturable = self.adam.param_groups[0]["capturable"]
         self.adam.load_state_dict(state["adam"])
+        for group in self.adam.param_groups:  # the run may have begun on another device
+            group["capturable"] = capturable
+        for value in self.adam.state.values():
+            value["step"] = value["step"].to(self.z.device if capturable else "cpu")
         with torch.no_grad():
             self.z.copy_(state["z"])
             self.z_record.copy_(state["z_record"])
@@ -264,10 +271,8 @@ def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     epoch, step = divmod(start, len(loader))
     while True:
         if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch, step)
-            yield from loader
-        else:
-            yield from itertools.islice(loader, step, None)
+            loader.set_epoch(epoch)
+        yield from itertools.islice(loader, step, None)
         epoch, step = epoch + 1, 0
 
 

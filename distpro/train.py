@@ -33,7 +33,7 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} {config.eval_split} pictures "
         f"{list(job.data.shape)}, {job.data.num_classes} classes; device {job.device}; results in {job.folder}"
     )
-    teacher = job.prepare_teacher() if job.methods != ["none"] else None
+    teacher = job.prepare_teacher() if job.needs_teacher else None
 
     process: Process | None = job.given
     if "distpro" in job.methods and config.process == "search":

@@ -55,7 +55,7 @@ def searched(hypergradient):
         parallel.synchronise(part)
     optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
     judges = Doubles(create_dataset("digits").test, 4 * BATCH, False)
-    options = {"steps": 4, "hypergradient": hypergradient, "radius": 1e-4}
+    options = {"steps": 4, "hypergradient": hypergradient, "radius": 1e-5}
     step = SearchStep(reader, frozen, blocks, optimizer, judges, **options)
     return left_by(step, [student, blocks], {"z": step.z, "record": step.z_record})
 

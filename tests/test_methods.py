@@ -41,11 +41,16 @@ def test_terms_add_up_and_train_the_student_alone(method):
 
 def test_kd_is_the_formula():
     distiller, x, y = pair("kd", temperature=4.0)
-    got = distiller(x, y)["kd"] if distiller.steps else distiller(x, y, progress=0.0)["kd"]
+    losses = distiller(x, y)  # it wants the same at every moment, so nobody has to say which
     s, t = distiller.student(x).logits / 4, distiller.teacher(x).logits / 4
     p = t.softmax(1)
     want = 0.9 * 16 * (p * (p.log() - s.log_softmax(1))).sum(1).mean()
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(losses["kd"], want)
+    torch.testing.assert_close(losses["loss"], 0.1 * losses["task"] + want)
+    other, x, y = pair("kd", task_loss_weight=0.5, distill_loss_weight=0.5, temperature=1.0)
+    halves = other(x, y)
+    p, log = other.teacher(x).logits.softmax(1), other.student(x).logits.log_softmax(1)
+    torch.testing.assert_close(halves["loss"], 0.5 * halves["task"] + 0.5 * (p * (p.log() - log)).sum(1).mean())
 
 
 def test_reviewkd_warms_up_and_compares_every_stage():
@@ -76,7 +81,7 @@ def test_reviewkd_needs_as_many_stages():
 
 def test_uniform_distpro_is_the_mean_of_all_pathways():
     distiller, x, y = pair(kd_weight=0.7)
-    got = distiller(x, y)["pathways"]
+    got = distiller(x, y, progress=1.0)["pathways"]
     maps, targets = distiller.student(x).maps, distiller.teacher(x).maps
     paths = distiller.method.paths
     assert len(paths) == 27
@@ -133,9 +138,26 @@ def test_progress_is_counted_in_train_mode():
     again, x, y = pair(process=process, transforms="A", steps=5, warm_up=0.0)
     again.load_state_dict(distiller.state_dict())
     assert again.calls == 5  # a loop that was broken off goes on where it stood
-    lost, x, y = pair(process=process, transforms="A")
-    with pytest.raises(UserError, match=r"steps=N\), or distiller\(x, y, progress="):
-        lost(x, y)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "steady"),
+    [
+        ("none", {}, True),
+        ("reviewkd", {}, False),  # its warm-up would be left out unseen
+        ("reviewkd", {"warm_up": 0.0}, True),
+        ("distpro", {}, False),
+        ("distpro", {"warm_up": 0.0}, True),
+        ("distpro", {"warm_up": 0.0, "process": Process(torch.rand(2, 27), all_pathways(3, 3))}, False),
+    ],
+)
+def test_what_changes_over_a_training_must_hear_where_it_stands(method, options, steady):
+    distiller, x, y = pair(method, **options)
+    if steady:
+        assert torch.equal(distiller.eval()(x, y)["loss"], distiller(x, y, progress=0.5)["loss"])
+    else:
+        with pytest.raises(UserError, match=r"steps=N\), or distiller\(x, y, progress="):
+            distiller(x, y)
 
 
 def test_state_dict_of_the_student_is_its_own():
@@ -161,7 +183,7 @@ def test_any_module_as_student():
     student.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(9, 10))
     distiller = Distiller(student, create_model("resnet8", 10), image=IMAGE, student_layers=["1", "3"]).train()
     assert len(distiller.method.paths) == 3 * 2 * 3
-    distiller(torch.randn(2, *IMAGE), torch.tensor([1, 2]))["loss"].backward()
+    distiller(torch.randn(2, *IMAGE), torch.tensor([1, 2]), progress=0.5)["loss"].backward()
 
 
 def late_process(paths):

@@ -1,5 +1,6 @@
 """Several processes give what one gives; one that dies ends the job with a sentence. Real torchrun, real gloo."""
 
+import gc
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from distpro import Recipe, distill, parallel
+from distpro.features import Features
 from distpro.models import create_model, save_weights
 
 HERE = Path(__file__).parent
@@ -117,6 +119,19 @@ def test_synchronised_normalisations_keep_the_keys(name):
     assert list(model.state_dict()) == list(before)
     assert any(isinstance(module, parallel.SyncBatchNorm) for module in model.modules())
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+def test_what_reads_a_normalisation_still_does():
+    reader = Features(create_model("resnet8", 10, 1), (1, 8, 8), ["layer1.0.bn2", "layer2"])
+    x = torch.randn(2, 1, 8, 8)
+    expected = reader.eval()(x).maps
+    parallel.synchronise(reader)
+    for ours, theirs in zip(reader(x).maps, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    model = reader.model
+    del reader
+    gc.collect()
+    assert not model.get_submodule("layer1.0.bn2")._forward_hooks  # they go with the reader
 
 
 def test_a_nearly_constant_channel_has_no_negative_variance(monkeypatch):

@@ -111,10 +111,36 @@ def test_every_method_gets_its_own_weight(monkeypatch):
     weights = {m: {k: v for k, v in o.items() if k.endswith("weight")} for m, o in seen.items()}
     assert weights == {
         "none": {},
-        "kd": {"distill_loss_weight": 0.9},
+        "kd": {"task_loss_weight": 0.1, "distill_loss_weight": 0.9},
         "reviewkd": {"kd_weight": 5.0},
         "distpro": {"kd_weight": 7.0},
     }
+
+
+def test_uniform_weights_are_trained_once():
+    methods = distpro.job.Job(distpro.flags.parse(["--process", "uniform"]), distpro.job.Console()).methods
+    assert methods == ["none", "kd", "reviewkd", "distpro"]
+
+
+def test_the_switches_of_a_gpu_together(tmp_path):
+    """As README's ImageNet commands have them, and others that no other test gives a job."""
+    words = [*SHORT[:-1], "1", "--max-steps", 3, "--output", tmp_path / "out", "--eval-split", "validation"]
+    words += [
+        "--amp",
+        "--channels-last",
+        "--teacher-precision",
+        "bfloat16",
+        "--sync-bn",
+        "--logit-pathways",
+        "KD",
+        "DIST",
+    ]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["measured_on"], len(result["top1"])) == ("validation", 5)
+    assert "as it will run, folded in bfloat16: top-1" in done.stdout
+    assert {p.transform for p in Process.load(tmp_path / "out/process.safetensors").pathways} == {"E", "KD", "DIST"}
 
 
 def test_pictures_are_normalised_as_the_teacher_s_weights_want_it(tmp_path):

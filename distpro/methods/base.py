@@ -44,6 +44,11 @@ class Method(nn.Module):
         """What is needed at this moment, 0 at the first step and 1 at the last; by default the whole teacher."""
         return Moment()
 
+    @property
+    def steady(self) -> bool:
+        """Whether every moment is like the others, so that nobody has to say where the training stands."""
+        return True
+
     def parts(self) -> Iterable[nn.Module]:
         """The modules it runs one by one, each of which can be compiled; no graph then holds more than one."""
         return ()

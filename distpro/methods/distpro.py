@@ -52,6 +52,10 @@ class DistPro(Method):
         scale = self.scale * warmed(progress, self.warm_up)
         return Moment(scale * weights[list(active)], depth, active)
 
+    @property
+    def steady(self) -> bool:
+        return len(self.process) == 1 and not self.warm_up
+
     def parts(self) -> Iterable[nn.Module]:
         return self.paths.blocks.values()
 

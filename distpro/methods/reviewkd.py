@@ -65,6 +65,10 @@ class ReviewKD(Method):
     def moment(self, progress: float) -> Moment:
         return Moment(torch.full((len(self.fusions),), self.kd_weight * warmed(progress, self.warm_up)))
 
+    @property
+    def steady(self) -> bool:
+        return not self.warm_up
+
     def parts(self) -> Iterable[nn.Module]:
         return self.fusions
 

@@ -19,7 +19,7 @@ from distpro.models.wrn import WideResNet
 
 WIDE = ((40, 2), (40, 1), (28, 4), (16, 4), (16, 2), (16, 1), (10, 1))
 NARROW, TIMES4 = (16, 16, 32, 64), (32, 64, 128, 256)  # channels of a ResNet's stem and stages
-HUBS = ("hf-hub:", "hf_hub:", "local-dir:", "local_dir:")  # prefixes of timm's own
+HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # prefixes of timm's own
 
 Builder = Callable[..., StagedNet]
 RGB = tuple[float, float, float]
