@@ -9,7 +9,7 @@ from distpro.graphs import WARM_UPS
 from distpro.loop import Observer
 from distpro.models import create_model
 from distpro.pathways import Pathway, all_pathways
-from distpro.planned_step import graphed
+from distpro.planned_step import Graphed, graphed
 from distpro.process import Process
 
 IMAGE = (3, 32, 32)
@@ -49,8 +49,14 @@ MOMENTS = {0.0: 1 / 6, 1 / 3: 1 / 3, 2 / 3: 1 / 3, 1.0: 1 / 6}
 
 def as_run(step, device, *calls):
     """The step as a training runs it: on a GPU as graphs, captured here by calls with these arguments."""
-    step = graphed(step, device, Observer())
+    said: list[str] = []
+    observer = Observer()
+    observer.note = said.append
+    step = graphed(step, device, observer)
     for arguments in calls if device.type == "cuda" else ():
         for _ in range(WARM_UPS + 1):
             step(*arguments)
+    if isinstance(step, Graphed):  # else what is timed as graphs is none
+        assert step.graphs is not None, said
+        assert all(captured.replay for captured in step.graphs.known.values())
     return step

@@ -62,8 +62,8 @@ def test_distill_step(race, device, request, benchmark, precision):
     steps = {name: lambda step=step: step(x, y, 0.5) for name, step in made.items() if name != "dropping"}
     for moment in MOMENTS:
         steps[f"dropping {moment:.2f}"] = lambda moment=moment: made["dropping"](x, y, moment)
-    for name, step in made.items():
-        assert torch.isfinite(step(x, y, 0.5)["loss"]), name
+    for name, step in made.items():  # at moments that are captured: another one would push a graph out
+        assert all(torch.isfinite(step(*arguments)["loss"]) for arguments in calls.get(name, [(x, y, 0.5)])), name
 
     ratio = race(steps, "dropping 0.33", batch=count, dropped=process.dropped(), goals=GOALS)
     ratios = {

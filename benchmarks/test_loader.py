@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from distpro.data import create_dataset, default_loader
-from distpro.data.resident import Recipe, Resident
+from distpro.data.resident import Augmentation, Resident
 
 SIZE = 224
 
@@ -38,7 +38,7 @@ def test_loader(race, benchmark, request, device, tmp_path, augment):
         split = split.subset(range(min(count, len(split))))
         loaders[name] = split.loader(batch, shuffle=True, augment=augment)
     pixels = torch.randint(256, (len(split), 3, SIZE, SIZE), dtype=torch.uint8)
-    held = Resident.of(pixels, split.labels, Recipe((0.5,) * 3, (0.5,) * 3, padding=4, flip=True), device)
+    held = Resident.of(pixels, split.labels, Augmentation((0.5,) * 3, (0.5,) * 3, padding=4, flip=True), device)
     loaders["memory"] = held.loader(batch, shuffle=True, augment=augment)
 
     def epoch(name):

@@ -19,7 +19,7 @@ class Console(Observer):
     def __init__(self) -> None:
         self.rich = RichConsole(highlight=False)
         self.bars: Progress | None = None
-        self.name, self.epochs, self.done, self.resumed, self.steps = "", 0, 0, 0, 0
+        self.name, self.done, self.resumed, self.steps = "", 0, 0, 0
         self.started = 0.0
 
     def say(self, sentence: str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import record_function
 
 from distpro import parallel
@@ -26,10 +26,10 @@ class DistillStep(PlannedStep):
         self.distiller, self.parts = distiller, recipe.grad_accum_steps
         self.moving = distiller.trainable_parameters()
         self.optimizer = recipe.optimizer(self.moving)
-        self.average: AveragedModel | None = None
-        if recipe.ema is not None:
-            model = distiller.student.model
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        self.average: ModelEmaV3 | None = None
+        self.taken = 0
+        if recipe.ema is not None:  # torch's AveragedModel waits for a GPU at every step
+            self.average = ModelEmaV3(distiller.student.model, recipe.ema, foreach=True)
 
     def plan(self, progress: float) -> Plan:
         """The weights of now; a graph for each set of pathways, and each depth of the teacher."""
@@ -53,8 +53,9 @@ class DistillStep(PlannedStep):
         return {name: value.detach() for name, value in losses.items()}
 
     def after(self) -> None:
+        self.taken += 1
         if self.average is not None:
-            self.average.update_parameters(self.distiller.student.model)
+            self.average.update(self.distiller.student.model, self.taken)
 
     def settle(self) -> None:
         averages = [] if self.average is None else [self.average]
@@ -66,6 +67,7 @@ class DistillStep(PlannedStep):
             "student": self.distiller.student.model.state_dict(),
             "method": self.distiller.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "taken": self.taken,
         }
         return state if self.average is None else state | {"average": self.average.state_dict()}
 
@@ -73,6 +75,7 @@ class DistillStep(PlannedStep):
         self.distiller.student.model.load_state_dict(state["student"])
         self.distiller.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.taken = state["taken"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 

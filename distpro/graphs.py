@@ -61,10 +61,15 @@ class CudaGraphs:
         return graph.replay, result
 
     def _tidy(self, current: torch.cuda.Stream) -> None:
-        """A failed capture leaves torch on the capture's stream, and its allocator in the capture's pool."""
+        """A failed capture leaves torch on its stream, the allocator in its pool, the generator recording (2.11)."""
         torch.cuda.set_stream(current)
         with suppress(AttributeError, RuntimeError):  # private to torch, and where it has tidied up itself an error
             torch._C._cuda_endAllocateToPool(current.device_index, self.pool)
+        with suppress(AttributeError, RuntimeError):
+            generator = torch.cuda.default_generators[current.device_index]
+            fresh = torch.Generator(generator.device)
+            fresh.set_state(generator.get_state())
+            generator.graphsafe_set_state(fresh)
 
 
 class CaptureError(Exception):

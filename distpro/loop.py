@@ -173,8 +173,8 @@ def _finite(loss: float, where: str) -> None:
 def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]]) -> None:
     rng = parallel.gathered(torch.get_rng_state())
     device_rng = None
-    if torch.cuda.is_initialized():  # a student with dropout draws from its GPU's generator
-        device_rng = parallel.gathered(torch.stack(torch.cuda.get_rng_state_all()))
+    if torch.cuda.is_initialized():  # a student with dropout draws from the generator of its process's GPU
+        device_rng = parallel.gathered(torch.cuda.get_rng_state())
     if not parallel.first():  # the others would write, and drop, all the weights
         return
     state: dict[str, Any] = {"step": step.state_dict(), "scheduler": scheduler.state_dict(), "history": history}
@@ -192,7 +192,7 @@ def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, f
         scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"][parallel.rank()])
         if state.get("device_rng") is not None and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state_all(list(state["device_rng"][parallel.rank()]))
+            torch.cuda.set_rng_state(state["device_rng"][parallel.rank()])
         return state["history"]
     except Exception as error:  # any torn or foreign file: torch has no common error for them
         raise UserError(f"cannot resume from '{path}': {str(error).splitlines()[0]}") from error

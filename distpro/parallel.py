@@ -31,12 +31,12 @@ def own(device: torch.device) -> torch.device:
 
 
 def begin(device: torch.device) -> torch.device:
-    """Join the processes that torchrun started; gives this one's device. Without torchrun: `device`, as it is."""
+    """Make this process's device, which it gives, the one of the process, and join those that torchrun started."""
+    device = own(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return device
-    device = own(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device

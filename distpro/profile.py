@@ -29,7 +29,7 @@ from distpro.files import whole_file
 from distpro.flags import parse
 from distpro.job import Job
 
-WARM_UP = 3  # steps before anything is measured
+SKIPPED = 3  # steps before anything is measured
 FORWARD = ("student", "transforms", "losses")  # what a backward is the backward of
 PARTS = ("data", "teacher", *FORWARD, "backward", "validation", "hypergradient", "optimizer")
 USER_SCOPE = 7  # RecordScope::USER_SCOPE: a range of our own, not an operator of the same name
@@ -54,7 +54,7 @@ class Probe(Console):
         """The table is all there is to say."""
 
     def start(self, name: str, steps: int, done: int) -> None:
-        least = WARM_UP + 2 * self.wanted
+        least = SKIPPED + 2 * self.wanted
         if steps < least:
             raise UserError(f"{name} has {steps} steps, --steps {self.wanted} needs {least}: lower it or train longer")
         self.seen, self.seconds = 0, []
@@ -67,7 +67,7 @@ class Probe(Console):
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.seen += 1
-        timed = self.seen - WARM_UP
+        timed = self.seen - SKIPPED
         if 0 < timed <= self.wanted:
             self.seconds.append(now - self.began)
         if timed == self.wanted:

@@ -14,7 +14,7 @@ from distpro.errors import unknown
 from distpro.sgd import SGD
 
 SCHEDULES = ("cosine", "step", "onecycle")
-WARM_UP = 0.2  # of a one-cycle schedule
+RISE = 0.2  # of a one-cycle schedule
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,6 @@ class Recipe:
         if self.sched == "onecycle":
             # one step more than there are: torch's own last step is one before 0 is passed
             return OneCycleLR(
-                optimizer, self.lr, steps + 1, pct_start=WARM_UP, anneal_strategy="linear", cycle_momentum=False
+                optimizer, self.lr, steps + 1, pct_start=RISE, anneal_strategy="linear", cycle_momentum=False
             )
         return MultiStepLR(optimizer, [round(at * steps) for at in self.decay_at], self.decay_rate)

@@ -169,6 +169,9 @@ class SearchStep(PlannedStep):
             gradients = torch.autograd.grad(loss, [*parameters, *sources], allow_unused=True)
         parallel.average(gradients[: len(parameters)])
         for parameter, gradient in zip(parameters, gradients, strict=False):
+            if gradient is not None and gradient.stride() != parameter.stride():
+                # as backward() would: one such gradient sends SGD from one launch for all to two a parameter
+                gradient = torch.empty_like(parameter).copy_(gradient)
             parameter.grad = gradient
         with record_function("optimizer"):
             self.optimizer.step()

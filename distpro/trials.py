@@ -40,7 +40,7 @@ def chosen(pathways: Sequence[Pathway], kept: Sequence[int], facts: dict[str, An
     return Process.constant(z, pathways, normalisation="softmax", facts=facts)
 
 
-def distance(pathway: Pathway) -> str:
+def by_depth(pathway: Pathway) -> str:
     """How far apart the two stages are, and which way."""
     if pathway.teacher == 0:
         return pathway.name  # of logits: each loss is a kind of its own
@@ -50,11 +50,11 @@ def distance(pathway: Pathway) -> str:
     )
 
 
-def transform(pathway: Pathway) -> str:
+def by_transform(pathway: Pathway) -> str:
     return f"transform {pathway.transform}" if pathway.teacher else pathway.name
 
 
-KINDS: tuple[Callable[[Pathway], str], ...] = (distance, transform)  # decided on in this order
+KINDS: tuple[Callable[[Pathway], str], ...] = (by_depth, by_transform)  # decided on in this order
 
 
 def search_by_trials(

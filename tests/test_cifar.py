@@ -101,7 +101,7 @@ def test_a_crop_is_torchvisions(tmp_path, name, image_size):
     loader = split.loader(20, shuffle=False, augment=True, seed=9)
     loader.set_epoch(4)
     x = torch.cat([x for x, _ in loader])
-    _, top, left, flip = torch.cat([draw(torch.arange(20), split.recipe, (9, 4, step)) for step in (0, 1)], 1)
+    _, top, left, flip = torch.cat([draw(torch.arange(20), split.augmentation, (9, 4, step)) for step in (0, 1)], 1)
     assert not torch.equal(top[:20], top[20:])
     assert len(top.unique()) > 5
     assert 0 < flip.sum() < 40
@@ -121,7 +121,7 @@ def test_a_crop_is_torchvisions(tmp_path, name, image_size):
 def test_alternating_flips_show_both_sides_in_two_epochs(tmp_path):
     root, _ = write_cifar(tmp_path, "cifar10", "binary")
     split = create_dataset("cifar10", root, alternating_flip=True).train
-    split = replace(split, recipe=replace(split.recipe, padding=0), padded=split.padded[:, :, 4:-4, 4:-4])
+    split = replace(split, augmentation=replace(split.augmentation, padding=0), padded=split.padded[:, :, 4:-4, 4:-4])
     plain = torch.cat([x for x, _ in split.loader(20, shuffle=False, augment=False)])
     sides = []
     for epoch in range(4):

@@ -9,7 +9,7 @@ from drawn import needs_dali, seen
 
 from distpro.data import arranged, create_dataset, holdout
 from distpro.data.base import Split
-from distpro.data.resident import Recipe, draw
+from distpro.data.resident import Augmentation, draw
 from distpro.errors import UserError
 
 DALI = pytest.param("folder-dali", marks=needs_dali)
@@ -149,12 +149,12 @@ def test_digits():
 
 def test_offsets_and_flips_are_uniform():
     rows, half = torch.zeros(90000, dtype=torch.int64), (0.5,)
-    _, *offsets, flip = draw(rows, Recipe(half, half, padding=4, flip=True), (0, 1, 2))
+    _, *offsets, flip = draw(rows, Augmentation(half, half, padding=4, flip=True), (0, 1, 2))
     for offset in offsets:
         torch.testing.assert_close(offset.bincount() / 10000, torch.ones(9), atol=0.05, rtol=0)
     assert abs(flip.float().mean() - 0.5) < 0.01
     assert abs(torch.corrcoef(torch.stack([*offsets, flip]).float()).fill_diagonal_(0)).max() < 0.02
-    _, top, _, flip = draw(rows, create_dataset("digits").train.recipe, (0, 1, 2))
+    _, top, _, flip = draw(rows, create_dataset("digits").train.augmentation, (0, 1, 2))
     assert (top.unique().tolist(), flip.sum()) == ([0, 1, 2], 0)  # a mirrored digit is none
 
 

@@ -14,8 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distpro import Recipe
-from distpro.data.resident import Recipe as Pictures
-from distpro.data.resident import Resident
+from distpro.data.resident import Augmentation, Resident
 from distpro.graphs import _Capturing
 from distpro.methods import METHODS
 from distpro.planned_step import Graphed
@@ -42,6 +41,8 @@ class OnTheHost(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def gpu_like(monkeypatch):
     """What torch has for GPUs and not for `meta`."""
+    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": generator("cpu" if device == META else device))
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda **_: ["meta"])
 
@@ -55,8 +56,8 @@ def on_the_host(step, calls=3):
         numbers = torch.cat([torch.tensor([0.05]), plan.numbers]).to(META)
         with _Capturing(), host:
             losses = graphed._take(plan.key, x, y, numbers, *plan.batches)
+            step.after()
         assert {value.device for value in losses.values()} == {META}
-        step.after()
     return host.found
 
 
@@ -79,8 +80,8 @@ def test_a_search(options):
 
 def test_a_batch_of_pictures():
     pictures = torch.zeros(STEPS, 1, 8, 8, dtype=torch.uint8, device=META)
-    recipe = Pictures((0.5,), (0.5,), padding=2, flip=True, image_size=12)
-    loader = Resident.of(pictures, torch.zeros(STEPS, dtype=torch.int64), recipe, META).loader(
+    augmentation = Augmentation((0.5,), (0.5,), padding=2, flip=True, image_size=12)
+    loader = Resident.of(pictures, torch.zeros(STEPS, dtype=torch.int64), augmentation, META).loader(
         8, shuffle=True, augment=True, drop_last=True
     )
     draws = torch.zeros(4, 8, dtype=torch.int64, device=META)

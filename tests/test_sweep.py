@@ -88,7 +88,7 @@ def test_a_sweep_is_killed_and_goes_on(tmp_path):
     assert table.returncode == 0, table.stderr
     assert re.search(r"^\| searched \| \d+\.\d\d ± \d+\.\d\d \|", table.stdout, re.M)
     assert re.search(
-        r"searched against uniform: [-+±\N{MINUS SIGN}]\d+\.\d\d ± \d+\.\d\d \(standard error\), n = 2 seeds",
+        r"searched against uniform: [-+±\N{MINUS SIGN}]\d+\.\d\d ± \d+\.\d\d \(standard error; 95 % .*\), n = 2 seeds",
         table.stdout,
     )
     assert table.stdout in again.stdout  # from the file as from the runs
@@ -113,7 +113,14 @@ def test_the_table_of_rows(tmp_path):
     assert "| uniform | 1 | 20.50 ± 0.71 | 50.00 ± 0.00 | 2 | 10.0 s |  |" in table
     assert "| searched | 2 | 22.50 ± 0.71 | 50.00 ± 0.00 | 2 | 20.0 s | 5.0 s |" in table
     assert "pair" not in table  # only one
-    assert "- searched against uniform at epochs 2: +2.00 ± 0.00 (standard error), n = 2 seeds" in table
+    assert (
+        "- searched against uniform at epochs 2: +2.00 ± 0.00 (standard error; 95 % interval +2.00 to +2.00), n"
+        in table
+    )
+    shifted = [{**row, "top1": row["top1"] + 2 * (row["method"] == "searched") * row["seed"]} for row in ROWS]
+    told = "+3.00 ± 1.00 (standard error; 95 % interval \N{MINUS SIGN}9.71 to +15.71), n = 2 seeds"  # t = 12.706
+    assert told in sweep_table(shifted, axes, compare)
+    assert "+2.00, n = 1 seed\n" in sweep_table([row for row in ROWS if row["seed"] == 0], axes, compare)
     write_csv(tmp_path / "rows.csv", ROWS)
     assert sweep_table(tmp_path / "rows.csv", axes, compare) == table
     figure = sweep_figure(ROWS, axes)

@@ -82,6 +82,7 @@ def test_a_finished_job_is_not_overwritten_but_resumes(job, capsys):
     assert again.returncode == 0, again.stderr
     first, second = (json.loads(d.stdout.splitlines()[-1]) for d in (done, again))
     assert second["top1"] == first["top1"]
+    assert yaml.safe_load((folder / "args.yaml").read_text())["resume"] is False  # it is a --config of new runs
 
 
 def test_a_part_alone_from_a_saved_process(job, tmp_path):

@@ -10,7 +10,7 @@ import distpro.trials
 from distpro import Process, Recipe
 from distpro.errors import UserError
 from distpro.pathways import Pathway, all_pathways
-from distpro.trials import chosen, distance, search_by_trials
+from distpro.trials import by_depth, chosen, search_by_trials
 
 PATHS = all_pathways(4, 4, "AB", logits=("KD",))
 
@@ -57,7 +57,7 @@ def test_planted_kinds_are_found(planted, seeds):
     assert len(set(told)) == len(told)
     first, *others = process.facts["top-1 of trials"]
     assert len(first["kinds"]) == 5  # all distances, and KD
-    assert [o["kinds"] for o in others[:5]] == [[name] for name in dict.fromkeys(map(distance, PATHS))]
+    assert [o["kinds"] for o in others[:5]] == [[name] for name in dict.fromkeys(map(by_depth, PATHS))]
 
 
 def test_where_everything_helps_all_pathways_stay(planted):
@@ -80,7 +80,7 @@ def test_it_goes_on_where_it_was_killed(planted, tmp_path):
 
 
 def test_distances():
-    told = [distance(Pathway(t, s, "A")) for t, s in ((2, 2), (2, 3), (1, 3), (3, 2), (3, 1), (0, 0))]
+    told = [by_depth(Pathway(t, s, "A")) for t, s in ((2, 2), (2, 3), (1, 3), (3, 2), (3, 1), (0, 0))]
     assert told == [
         *("same stage", "student one stage deeper", "student deeper", "student shallower", "student shallower"),
         "logits-A",

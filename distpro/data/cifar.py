@@ -12,7 +12,7 @@ import torch
 
 from ..errors import UserError
 from .base import Dataset, Request
-from .resident import Recipe, Resident
+from .resident import Augmentation, Resident
 
 PIXELS = 3 * 32 * 32  # bytes of a picture: its red, green and blue plane
 
@@ -68,13 +68,15 @@ def _cifar(
     std: tuple[float, ...],
 ) -> Dataset:
     root, layout = _locate(request, layouts)
-    recipe = Recipe(mean, std, padding=4, flip=True, image_size=request.image_size, alternate=request.alternate)
+    augmentation = Augmentation(
+        mean, std, padding=4, flip=True, image_size=request.image_size, alternate=request.alternate
+    )
 
     def split(*names: str) -> Resident:
         parts = [_read(root / name, layout.labels, classes) for name in names]
         pictures = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32))
         labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
-        return Resident.of(pictures, labels, recipe, request.device, request.cuda_graphs)
+        return Resident.of(pictures, labels, augmentation, request.device, request.cuda_graphs)
 
     train = split(*layout.train)
     names = _class_names(root / layout.names, layout.labels, classes)

@@ -21,7 +21,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from ..errors import UserError
 from .base import Batch, Loader, mixed
-from .pictures import TRIES, Pictures, Recipe, decoded, draw
+from .pictures import TRIES, Augmentation, Pictures, decoded, draw
 
 AHEAD = 2  # batches that DALI works on while one is used
 Order = tuple[list[np.ndarray], ...]  # of one batch: paths uint8 [N][bytes], and numbers float64 [N][2 * TRIES + 3]
@@ -156,7 +156,7 @@ def _iterator(split: DaliPictures, augment: bool, batch_size: int, source: Order
     on_gpu = device.type == "cuda"
     pipeline = _pipeline(
         source,
-        split.recipe,
+        split.augmentation,
         augment,
         decoder="mixed" if on_gpu else "cpu",
         layout="HWC" if split.channels_last else "CHW",
@@ -166,13 +166,18 @@ def _iterator(split: DaliPictures, augment: bool, batch_size: int, source: Order
         # None, not a number, is DALI's way to do without a GPU
         device_id=(torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None,
         prefetch_queue_depth=AHEAD,
+        # Dynamic execution hands out memory of DALI's own, which it takes back in its own order; the host is up to 100
+        # steps ahead of a GPU. Without it the plugin copies, on torch's stream.
+        exec_dynamic=not on_gpu,
     )
     return DALIGenericIterator(pipeline, ["x", "ends"], prepare_first_batch=False)
 
 
 @pipeline_def
-def _pipeline(source: Any, recipe: Recipe, augment: bool, decoder: str, layout: str, dtype: Any) -> tuple[Any, Any]:
-    """DALI's graph for `recipe`: normalised pictures [N, C, H, W] or [N, H, W, C], and the ends of their files.
+def _pipeline(
+    source: Any, augmentation: Augmentation, augment: bool, decoder: str, layout: str, dtype: Any
+) -> tuple[Any, Any]:
+    """DALI's graph for `augmentation`: normalised pictures [N, C, H, W] or [N, H, W, C], and the ends of their files.
 
     EXIF rotation is left alone and chroma is upsampled smoothly, as Pillow does; DALI's defaults are otherwise.
     """
@@ -183,24 +188,24 @@ def _pipeline(source: Any, recipe: Recipe, augment: bool, decoder: str, layout: 
     found = fn.peek_image_shape(file, adjust_orientation=False, dtype=types.INT32)  # H, W, C
     decode: dict[str, Any] = {"device": decoder, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
     resize: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True}
-    size = recipe.image_size
-    if augment and not recipe.light:
+    size = augmentation.image_size
+    if augment and not augmentation.light:
         start, shape = _random_window(found, told[1])
         picture = fn.decoders.image_slice(file, start=start, shape=shape, axes=(0, 1), **decode)
         picture = fn.resize(picture, size=(size, size), **resize)
     else:
         picture = fn.decoders.image(file, **decode)
-        picture = _middle(picture, found, size if recipe.light else round(size * 256 / 224), size, resize)
+        picture = _middle(picture, found, size if augmentation.light else round(size * 256 / 224), size, resize)
     mirror: Any = 0
     if augment:
         mirror = fn.cast(told[1][-1] < 0.5, dtype=types.INT32)
-        if recipe.light:
+        if augmentation.light:
             pad = size // 8
             shift = _whole(fn.stack(told[1][-2], told[1][-3]) * (2 * pad + 1)) - pad  # down, right
             picture = fn.slice(
                 picture, start=shift, shape=(size, size), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
             )
-    mean, std = ([255 * value for value in values] for values in (recipe.mean, recipe.std))
+    mean, std = ([255 * value for value in values] for values in (augmentation.mean, augmentation.std))
     x = fn.crop_mirror_normalize(picture, mirror=mirror, mean=mean, std=std, dtype=dtype, output_layout=layout)
     return x, fn.cat(file[:2], file[-2:])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .base import Dataset, Request, stratified
-from .resident import Recipe, Resident
+from .resident import Augmentation, Resident
 
 # Of the 1,438 pictures of the train part, in sixteenths of full ink (see the test that recomputes them).
 MEAN, STD = (0.3054,), (0.3761,)
@@ -21,8 +21,8 @@ def digits(request: Request) -> Dataset:
     found = load_digits()
     pictures = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)  # whole numbers 0..16
     labels = torch.from_numpy(found.target).long()
-    recipe = Recipe(MEAN, STD, padding=1, flip=False, image_size=request.image_size, peak=16.0)
-    every = Resident.of(pictures, labels, recipe, request.device, request.cuda_graphs)
+    augmentation = Augmentation(MEAN, STD, padding=1, flip=False, image_size=request.image_size, peak=16.0)
+    every = Resident.of(pictures, labels, augmentation, request.device, request.cuda_graphs)
     train, test = (every.subset(rows) for rows in stratified(labels, 0.2, seed=0))
     names = tuple(str(digit) for digit in range(10))
     return Dataset("digits", 10, names, every.shape, train, test)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError, nearest, unknown
 from .base import Dataset, Request, absent, stratified
-from .pictures import Pictures, Recipe, size_of
+from .pictures import Augmentation, Pictures, size_of
 from .synthetic import synthetic
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -31,7 +31,7 @@ def folder(request: Request) -> Dataset:
     a fixed fifth of every class is the test split, and the name of the data set says so.
 
     Without `image_size` the batches are 224x224, or, where all pictures are small squares of one size
-    (Tiny-ImageNet), of that size. See `pictures.Recipe` for what is done to them. UserError for a folder that
+    (Tiny-ImageNet), of that size. See `pictures.Augmentation` for what is done to them. UserError for a folder that
     is absent, empty or of another form, and, while reading, for a damaged picture. The loader "synthetic" reads none.
     """
     if request.loader == "synthetic":
@@ -58,13 +58,13 @@ def folder(request: Request) -> Dataset:
         test = files[chosen], labels[chosen]
         files, labels = files[rest], labels[rest]
         name = f"{name} (a fixed fifth held out for test)"
-    recipe = _recipe(root, files, labels, request)
+    augmentation = _augmentation(root, files, labels, request)
     workers = min(8, _cores()) if request.num_workers is None else request.num_workers
     kind = _pictures(request.loader or default_loader())
     form = request.dtype, request.channels_last
-    train = kind(files, labels, os.fsencode(root), recipe, request.device, workers, *form)
+    train = kind(files, labels, os.fsencode(root), augmentation, request.device, workers, *form)
     held_out = replace(train, files=test[0], labels=test[1])
-    return Dataset(name, len(classes), classes, (3, recipe.image_size, recipe.image_size), train, held_out)
+    return Dataset(name, len(classes), classes, (3, augmentation.image_size, augmentation.image_size), train, held_out)
 
 
 def default_loader() -> Literal["dali", "torchvision"]:
@@ -130,7 +130,7 @@ def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndar
     return _packed(files), torch.tensor(labels)
 
 
-def _recipe(root: Path, files: np.ndarray, labels: Tensor, request: Request) -> Recipe:
+def _augmentation(root: Path, files: np.ndarray, labels: Tensor, request: Request) -> Augmentation:
     """Judged by the first picture of every class: small ones are augmented lightly and keep their size."""
     first = np.unique(labels.numpy(), return_index=True)[1]
     sizes = {size_of(os.path.join(os.fsencode(root), file)) for file in files[first]}
@@ -139,7 +139,7 @@ def _recipe(root: Path, files: np.ndarray, labels: Tensor, request: Request) -> 
     image_size = request.image_size
     if image_size is None:
         image_size = min(sides) if small and len(sides) == 1 else 224
-    return Recipe(image_size, small and image_size <= 64, request.mean, request.std)
+    return Augmentation(image_size, small and image_size <= 64, request.mean, request.std)
 
 
 def _folders(folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ Job = tuple[int, int | None]  # row of the split, and the seed of its augmentati
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Augmentation:
     """How a picture of any size becomes image_size x image_size pixels.
 
     Usual (ImageNet's): train resizes a random window of 8 to 100 % of the area, 3:4 to 4:3 in shape; test
@@ -116,14 +116,14 @@ class Pictures(Split):
     files: np.ndarray  # paths below `root` as bytes [N]: one block of memory, which reading processes share
     labels: Tensor
     root: bytes
-    recipe: Recipe
+    augmentation: Augmentation
     device: torch.device
     num_workers: int
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
     def sized(self, side: int) -> Pictures:
-        return replace(self, recipe=replace(self.recipe, image_size=side))
+        return replace(self, augmentation=replace(self.augmentation, image_size=side))
 
     def _take(self, rows: Tensor) -> Pictures:
         return replace(self, files=self.files[rows.numpy()], labels=self.labels[rows])
@@ -140,12 +140,12 @@ class Reader(TorchDataset):
 
     root: bytes
     files: np.ndarray
-    recipe: Recipe
+    augmentation: Augmentation
 
     def __getitems__(self, jobs: list[Job]) -> Tensor | UserError:
         try:
             files = [(os.path.join(self.root, self.files[row]), seed) for row, seed in jobs]
-            pictures = [np.asarray(self.recipe(decoded(file), seed)) for file, seed in files]
+            pictures = [np.asarray(self.augmentation(decoded(file), seed)) for file, seed in files]
         except UserError as error:
             return error  # raised in a worker it would come out wrapped in the worker's traceback
         return torch.from_numpy(np.stack(pictures))
@@ -171,13 +171,13 @@ class PictureLoader(Loader):
         self._labels, self._augment, self._device = split.labels, augment, split.device
         self._dtype = split.dtype
         self._layout = torch.channels_last if split.channels_last else torch.contiguous_format
-        moments = split.recipe.mean, split.recipe.std
+        moments = split.augmentation.mean, split.augmentation.std
         mean, std = (torch.tensor(value, device=split.device).view(-1, 1, 1) for value in moments)
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._passes, self._jobs = 0, Jobs()
         workers = min(split.num_workers, len(self))
         self._reader: DataLoader = DataLoader(
-            Reader(split.root, split.files, split.recipe),
+            Reader(split.root, split.files, split.augmentation),
             batch_sampler=self._jobs,
             collate_fn=_as_it_is,
             num_workers=workers,

@@ -16,7 +16,7 @@ from .base import Batch, Loader, Split, generator
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Augmentation:
     """How stored pictures become input; `mean` and `std` per channel, of values divided by `peak`."""
 
     mean: tuple[float, ...]
@@ -30,27 +30,29 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Resident(Split):
-    """A split in memory, uint8 [N, C, H + 2p, W + 2p]: pictures in frames of p = `recipe.padding` zeros."""
+    """A split in memory, uint8 [N, C, H + 2p, W + 2p]: pictures in frames of p = `augmentation.padding` zeros."""
 
     padded: Tensor
     labels: Tensor
-    recipe: Recipe
+    augmentation: Augmentation
     graphs: bool = True  # where it lies on a GPU
 
     @staticmethod
-    def of(pictures: Tensor, labels: Tensor, recipe: Recipe, device: torch.device, graphs: bool = True) -> Resident:
+    def of(
+        pictures: Tensor, labels: Tensor, augmentation: Augmentation, device: torch.device, graphs: bool = True
+    ) -> Resident:
         """`pictures` uint8 [N, C, H, W] with `labels` int64 [N], moved to `device`."""
-        return Resident(F.pad(pictures.to(device), [recipe.padding] * 4), labels, recipe, graphs)
+        return Resident(F.pad(pictures.to(device), [augmentation.padding] * 4), labels, augmentation, graphs)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """C, H, W of the batches."""
         channels, height, width = self.padded.shape[1:]
-        size, frame = self.recipe.image_size, 2 * self.recipe.padding
+        size, frame = self.augmentation.image_size, 2 * self.augmentation.padding
         return (channels, size, size) if size else (channels, height - frame, width - frame)
 
     def sized(self, side: int) -> Resident:
-        return replace(self, recipe=replace(self.recipe, image_size=side))
+        return replace(self, augmentation=replace(self.augmentation, image_size=side))
 
     def _take(self, rows: Tensor) -> Resident:
         return replace(self, padded=self.padded[rows.to(self.padded.device)], labels=self.labels[rows])
@@ -68,12 +70,14 @@ class ResidentLoader(Loader):
         self, split: Resident, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
     ) -> None:
         super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
-        recipe, device = split.recipe, split.padded.device
+        augmentation, device = split.augmentation, split.padded.device
         self._padded, self._labels, self._augment = split.padded, split.labels.to(device), augment
-        self._recipe = recipe if augment else replace(recipe, flip=False)
-        mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (recipe.mean, recipe.std))
-        self._first = torch.randint(2, (len(split),), generator=generator(seed)) if recipe.alternate else None
-        self._scale, self._shift = 1 / (recipe.peak * std), -mean / std
+        self._augmentation = augmentation if augment else replace(augmentation, flip=False)
+        mean, std = (
+            torch.tensor(value, device=device).view(-1, 1, 1) for value in (augmentation.mean, augmentation.std)
+        )
+        self._first = torch.randint(2, (len(split),), generator=generator(seed)) if augmentation.alternate else None
+        self._scale, self._shift = 1 / (augmentation.peak * std), -mean / std
         # Batches of one size on a GPU: a graph makes them. Its memory is one batch's, so what it makes is copied out.
         captured = split.graphs and drop_last and device.type == "cuda"
         self._graphs = Graphs(CudaGraphs(device)) if captured else None
@@ -81,7 +85,7 @@ class ResidentLoader(Loader):
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         for step, rows in self._plan_of_all(epoch, start):
             key = (self._seed, epoch, step) if self._augment else None
-            draws = draw(rows, self._recipe, key, self._first)[:, self._rank :: self._ranks].contiguous()
+            draws = draw(rows, self._augmentation, key, self._first)[:, self._rank :: self._ranks].contiguous()
             yield self._make(draws)
 
     def _make(self, draws: Tensor) -> Batch:
@@ -96,30 +100,32 @@ class ResidentLoader(Loader):
 
     def _batch(self, key: tuple[()], draws: Tensor) -> Batch:
         """The pictures of `draws` [4, N] as input, and their labels; work of the device alone."""
-        x = window(self._padded, draws, self._recipe).float()
-        size = self._recipe.image_size
+        x = window(self._padded, draws, self._augmentation).float()
+        size = self._augmentation.image_size
         if size not in (None, x.shape[-1]):
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
         return x.mul_(self._scale).add_(self._shift), self._labels[draws[0]]
 
 
-def draw(rows: Tensor, recipe: Recipe, key: tuple[int, int, int] | None, first: Tensor | None = None) -> Tensor:
+def draw(
+    rows: Tensor, augmentation: Augmentation, key: tuple[int, int, int] | None, first: Tensor | None = None
+) -> Tensor:
     """Where a batch comes from, int64 [4, N]: row, top and left in the padded picture, flip (0 or 1).
 
     The numbers depend on `key` = (seed, epoch, step) only, for every device; without a key the crop is the
     middle. first: [M], whether each picture is flipped in epoch 0, where flips alternate.
     """
-    count, pad = len(rows), recipe.padding
+    count, pad = len(rows), augmentation.padding
     draws = torch.stack([rows, *torch.full((2, count), pad), torch.zeros_like(rows)])
     if key is not None:
         random = generator(*key)
         draws[1:3] = torch.randint(2 * pad + 1, (2, count), generator=random)
-        if recipe.flip:
+        if augmentation.flip:
             draws[3] = torch.randint(2, (count,), generator=random) if first is None else (first[rows] + key[1]) % 2
     return draws
 
 
-def window(padded: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
+def window(padded: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
     """The pictures of a batch, uint8 [N, C, H, W], out of `padded` [M, C, H + 2p, W + 2p] by `draws` [4, N].
 
     Equivalent to: padded[row, :, top : top + H, left : left + W], flipped where flip is 1, for each picture.
@@ -127,7 +133,7 @@ def window(padded: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
     a CUDA graph can hold it.
     """
     row, top, left, flip = draws
-    height, width = (side - 2 * recipe.padding for side in padded.shape[2:])
+    height, width = (side - 2 * augmentation.padding for side in padded.shape[2:])
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [M, C, 2p + 1, 2p + 1, H, W], nothing copied
     x = windows[row, :, top, left]
-    return torch.where(flip.bool().view(-1, 1, 1, 1), x.flip(3), x) if recipe.flip else x
+    return torch.where(flip.bool().view(-1, 1, 1, 1), x.flip(3), x) if augmentation.flip else x

@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullFormatter
+from scipy.special import stdtrit
 
 from distpro.errors import UserError
 from distpro.files import whole_file
@@ -66,7 +67,8 @@ def sweep_table(rows: Path | Sequence[Row], axes: Sequence[str], compare: Sequen
     """Markdown: a line for each combination of labels, with mean ± standard deviation over the seeds.
 
     Accuracy is that of the last epoch. Below it, for each `compare` (two labels of the axis "method"), the
-    difference seed by seed, mean ± standard error of the mean, at every combination of the other axes.
+    difference seed by seed, mean ± standard error of the mean, at every combination of the other axes, and where it
+    lies with 95 % confidence, were the seeds drawn from a normal distribution.
     """
     rows = _read(rows)
     cells = _cells(rows, axes)
@@ -117,13 +119,20 @@ def _differences(
                 continue
             gains = [number(seeds[seed]["top1"]) - number(other[seed]["top1"]) for seed in shared]
             where = [f"{axis} {labels[i]}" for i, axis in enumerate(axes) if axis in shown and i != place]
-            error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
-            spread = f" ± {decimal(error)} (standard error)" if math.isfinite(error) else ""
             at = f" at {', '.join(where)}" if where else ""
-            lines.append(
-                f"- {ours} against {theirs}{at}: {signed(statistics.fmean(gains))}{spread}, n = {len(gains)} seeds"
-            )
+            lines.append(f"- {ours} against {theirs}{at}: {_gain(gains)}")
     return "\n".join([*lines, ""])
+
+
+def _gain(values: Sequence[float]) -> str:
+    """The mean, how sure it is by Student's t (two-sided), and of how many seeds."""
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return f"{signed(mean)}, n = 1 seed"
+    error = statistics.stdev(values) / math.sqrt(count)
+    reach = error * float(stdtrit(count - 1, 0.975))
+    told = f"standard error; 95 % interval {signed(mean - reach)} to {signed(mean + reach)}"
+    return f"{signed(mean)} ± {decimal(error)} ({told}), n = {count} seeds"
 
 
 @matplotlib.rc_context(STYLE)
