@@ -66,7 +66,6 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         "rows": rows,
         "process": process,
         "search": process.facts if process is not None else None,
-        "notes": [],
     }
     write_report(job.folder / "report.html", result)
     console.say(f"report: {job.folder / 'report.html'}")

@@ -63,7 +63,7 @@ def resize(x: Tensor, size: Size) -> Tensor:
     shrinks a map, the paper has "an interpolation layer".
     """
     size = tuple(size)
-    smaller = tuple(map(min, x.shape[2:], size))
+    smaller = min(x.shape[2], size[0]), min(x.shape[3], size[1])
     if smaller != tuple(x.shape[2:]):
         x = F.adaptive_avg_pool2d(x, smaller)
     return x if smaller == size else F.interpolate(x, size, mode="nearest")

@@ -1,6 +1,7 @@
 """What is wrong in a job's flags and files is told in one sentence, before anything is trained or written."""
 
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,9 +12,17 @@ import distpro.flags
 import distpro.job
 import distpro.train
 from distpro import Process
+from distpro.config import Config
+from distpro.data import LOADERS
 from distpro.errors import UserError
+from distpro.logits import LOGIT_LOSSES
 from distpro.models import create_model, save_weights
-from distpro.pathways import all_pathways
+from distpro.ops import DISTANCES
+from distpro.pathways import DIRECTIONS, all_pathways
+from distpro.precision import DTYPES
+from distpro.process import NORMALISATIONS
+from distpro.recipe import SCHEDULES
+from distpro.search_step import HYPERGRADIENTS
 
 
 @pytest.mark.parametrize(
@@ -144,3 +153,27 @@ def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):
     arguments = [*SHORT, "--method", "kd", "--teacher-checkpoint", str(untrained), "--output", str(tmp_path / "out")]
     distpro.train.train(distpro.flags.parse(arguments))
     assert "is near chance (10.00 %)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_choice_of_a_flag_is_one_there_is():
+    """What can be written down in two places is the same in both."""
+    registries = {
+        "loader": LOADERS,
+        "pathways": DIRECTIONS,
+        "logit_pathways": LOGIT_LOSSES,
+        "distance": DISTANCES,
+        "sched": SCHEDULES,
+        "hypergradient": HYPERGRADIENTS,
+        "normalisation": NORMALISATIONS,
+        "teacher_precision": DTYPES,
+    }
+    hints = get_type_hints(Config)
+    for name, known in registries.items():
+        assert set(words_of(hints[name])) == set(known), name
+
+
+def words_of(hint):
+    """The strings that a type allows."""
+    if isinstance(hint, str):
+        return [hint]
+    return [word for part in get_args(hint) for word in words_of(part)]

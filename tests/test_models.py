@@ -1,7 +1,6 @@
-"""The zoo against the published networks it stands for; models by name; checkpoints, sound and not."""
+"""The zoo against the published networks it stands for; models by name."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,6 @@ from torch import nn
 
 from distpro.errors import UserError
 from distpro.models import create_model, list_models, normalisation
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-RESNET56 = SHARED / "checkpoints" / "cifar100_resnet56.pth"
 
 # name: maps [C, H] at 32x32, pooled channels, parameters in millions with 100 classes, and of the published
 # state dict the number of entries and a digest of their names and shapes, in order (RepDistiller's networks).

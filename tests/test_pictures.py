@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import LOADERS, save
+from drawn import IMAGENET, LOADERS, SHARED, save
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as TF
@@ -15,10 +15,6 @@ from torchvision.transforms.v2 import functional as TF
 from distpro.data import MEAN, STD, create_dataset, holdout
 from distpro.data.pictures import draw, random_window
 from distpro.errors import UserError
-
-REPO = Path(__file__).resolve().parent.parent
-SHARED = REPO.parent / "shared"
-IMAGENET = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_folder_keeps_labels_and_matches_torchvision(photos):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from distpro.pathways import all_pathways
 from distpro.process import Process
 from distpro.report import plot_curves, plot_process, write_report
-from distpro.report.results import by_method, duration, headline, quantity, remarks, signed
+from distpro.report.results import Entry, duration, headline, quantity, remarks, signed
 
 
 def process(stages=3, transforms="ABC", steps=40, **options):
@@ -48,7 +48,6 @@ FULL = {
     "rows": ROWS,
     "process": process(),
     "search": {"seconds": 4.5, "steps": 40, "hypergradient": "exact"},
-    "notes": ["A remark & more."],
 }
 
 
@@ -157,7 +156,7 @@ def test_page_is_whole_and_has_the_numbers(tmp_path):
     _, page = written(tmp_path, FULL)
     assert "wrn_10_1 reaches 97.2 % with the searched process: +1.9 points over training alone, +0.3 over" in page.text
     for told in ("97.20", "+1.90", "12.3 s", "4.5 s", "98.61 %", "2.26 M", "78.3 k", "1,437", "n = 1", "t3-s1-A",
-                 "A remark & more.", "Environment", "biased-softmax", "dropped where z ≤ 0.5"):  # fmt: skip
+                 "Environment", "biased-softmax", "dropped where z ≤ 0.5"):  # fmt: skip
         assert told in page.text, told
     assert len(page.ids) == len(set(page.ids))
     assert page.links
@@ -169,9 +168,7 @@ def test_page_is_whole_and_has_the_numbers(tmp_path):
 def test_page_is_safe_and_loads_nothing(tmp_path):
     nasty = "<script>\"'&$x_{$"
     rows = [row(nasty, nasty, 90.0), *ROWS]
-    text, page = written(
-        tmp_path, {**FULL, "process": None, "rows": rows, "title": nasty, "notes": [nasty], "command": nasty}
-    )
+    text, page = written(tmp_path, {**FULL, "process": None, "rows": rows, "title": nasty, "command": nasty})
     assert "script" not in page.tags
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in text
     assert not re.search(r"https?:|src=|@import|url\((?!#)", text)
@@ -214,7 +211,7 @@ def test_missing_parts_are_left_out(tmp_path, result):
 
 def test_headline_is_honest():
     def told(*rows):
-        return headline("net", by_method(rows))
+        return headline("net", [Entry(row) for row in rows])
 
     none, uniform = row("none", "alone", 95.3), row("uniform", "equal", 97.6)
     searched = row("distpro", "searched process", 97.2)
@@ -222,19 +219,13 @@ def test_headline_is_honest():
         "net reaches 97.2 % with the searched process: +1.9 points over training alone, "
         "\N{MINUS SIGN}0.4 against uniform weights."
     )
-    assert "The best method here is uniform weights, with 97.6 %." in remarks(by_method([none, uniform, searched]), {})
+    assert "The best method here is uniform weights, with 97.6 %." in remarks(
+        [Entry(row) for row in (none, uniform, searched)], {}
+    )
     assert told(row("uniform", "equal", 97.21), searched).endswith("±0.0 points against uniform weights.")
     assert told(none) == "net reaches 95.3 % with training alone."
     assert told(none, row("kd", "KD (T = 4)", 96.0)).startswith("net reaches 96.0 % with KD (T = 4): +0.7 points over")
     assert "no accuracy" in told(none, row("distpro", "searched", math.nan))
-
-
-def test_seeds_are_put_together(tmp_path):
-    rows = [row("none", "alone", 95.0), *(row("distpro", "searched", top1) for top1 in (97.0, 97.2, 97.4))]
-    _, page = written(tmp_path, {"rows": rows})
-    assert "97.20 ± 0.20" in page.text
-    assert "One seed only (n = 1) for alone." in page.text
-    assert [len(axes.lines) for axes in plot_curves(rows).axes] == [2, 2]
 
 
 def test_numbers_read_well():

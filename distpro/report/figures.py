@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from distpro.errors import UserError
 from distpro.files import whole_file
-from distpro.report.results import Row, by_method, decimal
+from distpro.report.results import Entry, Row, decimal
 
 if TYPE_CHECKING:
     from distpro.process import Process
@@ -183,11 +183,11 @@ def _limits(weights: np.ndarray) -> tuple[float, float]:
 
 @matplotlib.rc_context(STYLE)
 def plot_curves(rows: Iterable[Row], narrow: bool = False) -> Figure:
-    """Test top-1 against the epoch, a line for each method (the mean where it has several seeds).
+    """Test top-1 against the epoch, a line for each method.
 
     Long trainings get a second panel with their last third, where methods differ by fractions of a point.
     """
-    drawn = [(entry, *entry.curve("test_top1")) for entry in by_method(rows)]
+    drawn = [(entry, *entry.curve("test_top1")) for entry in map(Entry, rows)]
     drawn = sorted((one for one in drawn if one[1]), key=lambda one: -np.nan_to_num(one[2][-1]))
     last = max((epochs[-1] for _, epochs, _ in drawn), default=1)
     panels = 2 if last >= 9 else 1

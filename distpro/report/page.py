@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape as plain
 from pathlib import Path
@@ -15,14 +16,12 @@ from distpro.report.figures import plot_curves, plot_process, sample
 from distpro.report.results import (
     Entry,
     Row,
-    by_method,
     decimal,
     duration,
     fact,
     find,
     headline,
     remarks,
-    seeds,
     signed,
 )
 from distpro.report.style import CSS
@@ -39,7 +38,7 @@ def write_report(path: str | Path, result: Mapping[str, Any]) -> None:
     """Write `result` to `path` as one HTML page; a failure leaves an older page as it was.
 
     Keys, each of which may be missing or None and is then left out: title, command, args, environment,
-    dataset, teacher, student, rows (one for each method and seed), process, search, notes. The headline is about
+    dataset, teacher, student, rows (one a method), process, search. The headline is about
     the row whose method is "distpro", else the last one, against the methods "none" and "uniform".
     """
     text = page(result)
@@ -52,7 +51,7 @@ def page(result: Mapping[str, Any]) -> str:
     title = escape(str(result.get("title") or "Distillation report"))
     student, teacher = result.get("student") or {}, result.get("teacher") or {}
     rows = result.get("rows") or []
-    entries = by_method(rows)
+    entries = [Entry(row) for row in rows]
     measured = (result.get("args") or {}).get("eval_split", "test")
     parts = ["<header>", f"<p class='title'>{title}</p>"]
     if entries:
@@ -66,7 +65,7 @@ def page(result: Mapping[str, Any]) -> str:
     if result.get("process") is not None:
         parts += ["<h2>The process</h2>", _process(result["process"])]
     if any(entry.curve("test_top1")[0] for entry in entries):
-        parts += ["<h2>Accuracy</h2>", _curves(rows, entries, measured)]
+        parts += ["<h2>Accuracy</h2>", _curves(rows, measured)]
     groups = {
         "Teacher": teacher,
         "Student": student,
@@ -76,9 +75,6 @@ def page(result: Mapping[str, Any]) -> str:
     known = [f"<section><h3>{name}</h3>{_facts(facts)}</section>" for name, facts in groups.items() if facts]
     if known:
         parts += ["<h2>Networks, data and search</h2>", f"<div class='side'>{''.join(known)}</div>"]
-    if result.get("notes"):
-        parts.append("<h2>Notes</h2>")
-        parts += [f"<p>{escape(str(note))}</p>" for note in result["notes"]]
     for name, key in (("All arguments", "args"), ("Environment", "environment")):
         if result.get(key):
             parts.append(f"<details><summary>{name}</summary>{_facts(result[key])}</details>")
@@ -106,31 +102,28 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]], kind: str = "", m
 
 def _results(entries: Sequence[Entry], measured: str) -> str:
     alone, main = find(entries, "none"), find(entries, "distpro")
-    several = any(len(entry.rows) > 1 for entry in entries)
-    top5 = any(entry.values("top5") for entry in entries)
+    top5 = any(math.isfinite(entry.value("top5")) for entry in entries)
 
     def lead(entry: Entry) -> str:
-        return "" if alone is None or entry is alone else signed(entry.mean("top1") - alone.mean("top1"))
+        return "" if alone is None or entry is alone else signed(entry.value("top1") - alone.value("top1"))
 
     columns: list[tuple[str, Callable[[Entry], str], bool]] = [  # the last one says whether the column is shown
         ("method", lambda entry: escape(entry.label), True),
-        ("top-1, %", lambda entry: entry.show("top1"), True),
+        ("top-1, %", lambda entry: decimal(entry.value("top1")), True),
         ("against training alone", lead, alone is not None and len(entries) > 1),
-        ("top-5, %", lambda entry: entry.show("top5"), top5),
-        ("training", lambda entry: duration(entry.mean("seconds")), True),
+        ("top-5, %", lambda entry: decimal(entry.value("top5")), top5),
+        ("training", lambda entry: duration(entry.value("seconds")), True),
         ("search", _search_time, any(map(_search_time, entries))),
-        ("seeds", lambda entry: str(len(entry.rows)), several),
     ]
     shown = [(name, cell) for name, cell, wanted in columns if wanted]
     body = [[cell(entry) for _, cell in shown] for entry in entries]
     table = _table([name for name, _ in shown], body, "results", entries.index(main) if main else None)
-    spread = "; mean ± standard deviation of the seeds" if several else ""
-    told = f"Accuracy on the {measured} pictures after the last epoch, {seeds(entries)}{spread}."
+    told = f"Accuracy on the {measured} pictures after the last epoch, n = 1."
     return f"{table}<p class='note'>{told}</p>"
 
 
 def _search_time(entry: Entry) -> str:
-    seconds = entry.mean("search_seconds")
+    seconds = entry.value("search_seconds")
     return duration(seconds) if seconds > 0 else ""
 
 
@@ -179,9 +172,8 @@ def _dropped(times: np.ndarray, weights: np.ndarray) -> str:
     return f"<h3 class='apart'>Dropped pathways: they cost nothing</h3>{_table(head, [body])}"
 
 
-def _curves(rows: Sequence[Row], entries: Sequence[Entry], measured: str) -> str:
-    mean = " (the mean of a method's seeds)" if any(len(entry.rows) > 1 for entry in entries) else ""
-    caption = f"Accuracy on the {measured} pictures after each epoch, {seeds(entries)}{mean}."
+def _curves(rows: Sequence[Row], measured: str) -> str:
+    caption = f"Accuracy on the {measured} pictures after each epoch, n = 1."
     return _pictures("curves", plot_curves(rows), plot_curves(rows, narrow=True), caption)
 
 

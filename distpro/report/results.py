@@ -1,10 +1,9 @@
-"""The rows of a comparison, put together by method, and the words and numbers a reader sees."""
+"""The rows of a comparison, one a method, and the words and numbers a reader sees."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,54 +23,32 @@ def number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method of the comparison; each of its rows is one seed."""
+    """One method of the comparison."""
 
-    method: str
-    label: str
-    rows: tuple[Row, ...]
+    row: Row
+
+    @property
+    def method(self) -> str:
+        return str(self.row.get("method") or "")
+
+    @property
+    def label(self) -> str:
+        return str(self.row.get("label") or self.method)
 
     @property
     def phrase(self) -> str:
         """The method inside a sentence."""
         return "the searched process" if self.label == "searched process" else PHRASES.get(self.method, self.label)
 
-    def values(self, key: str) -> list[float]:
-        """The finite values of `key`, one a seed that has it."""
-        values = (number(row.get(key)) for row in self.rows)
-        return [value for value in values if math.isfinite(value)]
-
-    def mean(self, key: str) -> float:
-        """The mean of `key` over the seeds; NaN where a seed has none, for example since it diverged."""
-        values = self.values(key)
-        return statistics.fmean(values) if len(values) == len(self.rows) else math.nan
-
-    def spread(self, key: str) -> float:
-        """The standard deviation of `key` over the seeds; NaN for fewer than two."""
-        values = self.values(key)
-        return statistics.stdev(values) if len(values) > 1 else math.nan
-
-    def show(self, key: str, digits: int = 2) -> str:
-        """The mean of `key`, and its spread where there are several seeds: `97.24 ± 0.17`."""
-        spread = self.spread(key)
-        return decimal(self.mean(key), digits) + (f" ± {decimal(spread, digits)}" if spread >= 0 else "")
+    def value(self, key: str) -> float:
+        """NaN where there is none, for example since the training diverged."""
+        return number(self.row.get(key))
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
-        """Epochs, and the mean of `key` over the seeds at each."""
-        at: dict[float, list[float]] = {}
-        for row in self.rows:
-            for point in row.get("history") or ():
-                at.setdefault(number(point.get("epoch")), []).append(number(point.get(key)))
-        epochs = sorted(epoch for epoch in at if math.isfinite(epoch))
-        return epochs, [statistics.fmean(at[epoch]) for epoch in epochs]
-
-
-def by_method(rows: Iterable[Row]) -> list[Entry]:
-    """Rows of one method and label are seeds of one entry; the order of the first rows stays."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        method = str(row.get("method") or "")
-        groups.setdefault((method, str(row.get("label") or method)), []).append(row)
-    return [Entry(method, label, tuple(group)) for (method, label), group in groups.items()]
+        """Epochs, and `key` at each."""
+        points = [(number(point.get("epoch")), number(point.get(key))) for point in self.row.get("history") or ()]
+        known = sorted(point for point in points if math.isfinite(point[0]))
+        return [epoch for epoch, _ in known], [value for _, value in known]
 
 
 def find(entries: Sequence[Entry], method: str) -> Entry | None:
@@ -138,47 +115,37 @@ UNITS: dict[str, Callable[[float], str]] = {
 }
 
 
-def seeds(entries: Sequence[Entry]) -> str:
-    """How many seeds stand behind the numbers: `n = 1`, or `n = 1 to 3`."""
-    counts = sorted({len(entry.rows) for entry in entries})
-    return f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
-
-
 def headline(student: str, entries: Sequence[Entry]) -> str:
     """The answer in one sentence: what the searched process (else the last method) reaches, and its lead."""
     main = find(entries, "distpro") or entries[-1]
-    name, top1 = main.phrase, main.mean("top1")
+    name, top1 = main.phrase, main.value("top1")
     if not math.isfinite(top1):
         return f"{student} has no accuracy with {name}: the training gave no finite number."
     leads: list[str] = []
     for method, phrase in PHRASES.items():
         other = find(entries, method)
-        if other is None or other is main or not math.isfinite(other.mean("top1")):
+        if other is None or other is main or not math.isfinite(other.value("top1")):
             continue
-        lead = signed(top1 - other.mean("top1"), 1)
+        lead = signed(top1 - other.value("top1"), 1)
         points = "" if leads else " points"
         leads.append(f"{lead}{points} {'over' if lead[0] == '+' else 'against'} {phrase}")
-    return f"{student} reaches {main.show('top1', 1)} % with {name}{': ' if leads else ''}{', '.join(leads)}."
+    return f"{student} reaches {decimal(top1, 1)} % with {name}{': ' if leads else ''}{', '.join(leads)}."
 
 
 def remarks(entries: Sequence[Entry], teacher: Mapping[str, Any] | None) -> list[str]:
-    """What a reader should know beside the headline: a better method, the teacher, the cost, the seeds."""
+    """What a reader should know beside the headline: a better method, the teacher, the cost, the one seed."""
     main = find(entries, "distpro") or entries[-1]
     told = []
-    rivals = [entry for entry in entries if entry.mean("top1") > main.mean("top1")]
+    rivals = [entry for entry in entries if entry.value("top1") > main.value("top1")]
     if rivals:
-        best = max(rivals, key=lambda entry: entry.mean("top1"))
-        told.append(f"The best method here is {best.phrase}, with {best.show('top1', 1)} %.")
+        best = max(rivals, key=lambda entry: entry.value("top1"))
+        told.append(f"The best method here is {best.phrase}, with {decimal(best.value('top1'), 1)} %.")
     if teacher and math.isfinite(number(teacher.get("top1"))):
         told.append(f"The teacher{_named(teacher)} has {decimal(number(teacher['top1']), 1)} %.")
-    search, distil = main.mean("search_seconds"), main.mean("seconds")
+    search, distil = main.value("search_seconds"), main.value("seconds")
     if search > 0 and math.isfinite(distil):
         told.append(f"The search took {duration(search)}, the distillation {duration(distil)}.")
-    single = [entry.label for entry in entries if len(entry.rows) == 1]
-    if len(single) == len(entries):
-        told.append(f"One seed{' each' if single[1:] else ''} (n = 1): small differences may be chance.")
-    elif single:
-        told.append(f"One seed only (n = 1) for {', '.join(single)}.")
+    told.append(f"One seed{' each' if entries[1:] else ''} (n = 1): small differences may be chance.")
     return told
 
 
