@@ -10,16 +10,18 @@ from typing import Any, Literal
 from distpro import zoo
 from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
-from distpro.errors import UserError, flag, unknown
+from distpro.errors import UserError, flag, nearest, unknown
 from distpro.limits import check_limits
 from distpro.methods import METHODS
-from distpro.models import normalisation, plain_name
+from distpro.models import check_model, is_own, normalisation, plain_name
 from distpro.precision import DTYPES, Precision
 from distpro.process import WARM_UP
 from distpro.recipe import Recipe
 
 # What a process learned online has no use for.
 OFFLINE = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples", "trial_seeds")
+
+NO_FILES = ("search", "uniform", "online")  # processes that are no files
 
 # What only one of the searches has a use for.
 BY_GRADIENT = ("hypergradient", "normalisation", "tau", "alpha_lr", "alpha_first", "alpha_every", "literal_xi")
@@ -233,6 +235,7 @@ class Config:
 
 def fill(config: Config) -> Config:
     """The same configuration with every value that was left out filled in."""
+    config = _at_home(config)
     if config.dataset not in DEFAULTS:
         raise unknown("dataset", config.dataset, DEFAULTS)
     if config.method not in ("all", *METHODS):
@@ -268,6 +271,7 @@ def fill(config: Config) -> Config:
     if filled.alpha_every is None:
         filled = replace(filled, alpha_every=4 if online else 1)
     check_limits(asdict(filled))
+    _check_names(filled)
     if online:
         _refuse(filled, OFFLINE, "is of a distillation whose process is known: not of --process online")
         if config.search_by == "trials":
@@ -288,6 +292,32 @@ def fill(config: Config) -> Config:
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} exclude each other")
     return filled
+
+
+def _at_home(config: Config) -> Config:
+    """The same with ~ spelt out in every path; a shell does it in some places only, and YAML never."""
+    paths: dict[str, Any] = {k: v.expanduser() for k, v in vars(config).items() if isinstance(v, Path)}
+    file = config.process.removeprefix("final:")
+    if file.startswith("~"):
+        paths["process"] = config.process.removesuffix(file) + str(Path(file).expanduser())
+    return replace(config, **paths)
+
+
+def _check_names(filled: Config) -> None:
+    """A `UserError` for a network or a process that there is not; files are looked for when they are needed."""
+    for role in ("teacher", "student"):
+        name = str(getattr(filled, role))
+        if name.startswith(zoo.PREFIX):
+            zoo.find("teacher", name)
+        elif not is_own(name):
+            check_model(name)
+    process = filled.process
+    if process in NO_FILES or filled.method not in ("all", "distpro"):
+        return
+    if ":" not in process and not Path(process).exists() and "." not in process and "/" not in process:
+        close = nearest(process, NO_FILES)
+        hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(NO_FILES)}, FILE, or zoo:NAME"
+        raise UserError(f"unknown process '{process}'{hint}")
 
 
 def _refuse(filled: Config, names: Sequence[str], why: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -63,6 +65,10 @@ class Distiller(nn.Module):
             raise unknown("method", method, METHODS)
         kind = METHODS[method]
         if process is not None:
+            if not isinstance(process, Process):
+                raise UserError(
+                    f"process {process!r}: expected a Process, such as Process.load(FILE), or None for uniform"
+                )
             options["process"] = process
         for name in options:
             if name not in kind.options:
@@ -74,7 +80,11 @@ class Distiller(nn.Module):
         self.teacher = None
         if teacher is not None and kind.needs_teacher:
             self.teacher = Teacher(teacher, image, teacher_layers, pooled, precision)
-        self.method = kind(self.student, self.teacher, **options).to(next(student.parameters()).device)
+        for reader in (self.student, self.teacher) if kind.reads_maps else ():
+            if reader is not None:
+                reader.need_stages()
+        parameter = next(student.parameters())
+        self.method = kind(self.student, self.teacher, **options).to(parameter.device, parameter.dtype)
         self.precision = precision
         for part in (self.student, self.method):
             precision.lay_out(part)
@@ -105,6 +115,7 @@ class Distiller(nn.Module):
                 task = self.task.loss(output.logits, y)
         return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
 
+    @torch.compiler.disable  # it counts: what is compiled around it would be compiled anew at every call
     def _progress(self) -> float:
         if self.steps is None:
             if self.method.steady:
@@ -115,6 +126,8 @@ class Distiller(nn.Module):
             )
         progress = min(1.0, self.calls / max(1, self.steps - 1))
         self.calls += self.training
+        if self.calls == self.steps + 1:
+            warnings.warn(f"more training calls than steps={self.steps}: the last weights stay", stacklevel=4)
         return progress
 
     def get_extra_state(self) -> dict[str, int]:

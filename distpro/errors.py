@@ -7,7 +7,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 FIRST_SPEAKS = 10.0  # seconds in which torchrun ends the other processes, so that a mistake is told once
 
@@ -42,11 +44,17 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2.
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Ctrl-C in here says how to go on with what the folder holds."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"continue with --resume --output {folder}") from None
 
-    interrupted: what is said after Ctrl-C.
-    """
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2, Ctrl-C one and 130."""
     # torch's own forward mode scripts its formulas, and torch warns of that
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
     try:
@@ -60,6 +68,6 @@ def run_command(main: Callable[[], None], interrupted: str = "interrupted") -> N
             time.sleep(FIRST_SPEAKS)
         print(f"distpro: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"distpro: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["distpro: interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)

@@ -30,7 +30,7 @@ class Features(nn.Module):
     """A network that returns an `Output`: its logits and the maps of its stages.
 
     model: any network with timm's `forward_intermediates` and `forward_head` (every timm model, every model of
-        our zoo), or any `nn.Module` when `layers` names the submodules to read.
+        our zoo), or any `nn.Module` when `layers` names the submodules to read. One without either has no stages.
     image: the shape `[C, H, W]` of one picture; one dry forward with it finds every stage and shape.
     layers: names of submodules, shallow first. Without them, the deepest map of each size, the deepest four
         sizes; where all maps have one size (ViT), four blocks evenly apart.
@@ -50,17 +50,15 @@ class Features(nn.Module):
         self.indices: list[int] | None = None
         self._plain_head = False
         self._caught: dict[str, Tensor] = {}
+        self._bare = not self.layers and not hasattr(model, "forward_intermediates")
         if self.layers:
             self._hook(self.layers)
-        elif not hasattr(model, "forward_intermediates"):
-            raise UserError(
-                f"{type(model).__name__} has no forward_intermediates: name the layers to read, for instance "
-                f"{', '.join(name for name, _ in model.named_children())}"
-            )
+        elif self._bare:
+            self.pooled = pooled = False
         elif pooled and not hasattr(model, "get_classifier"):
             raise UserError(f"{type(model).__name__} has no classifier, so there is no pooled feature either")
         probe = self._dry(image)
-        if not self.layers:
+        if not self.layers and not self._bare:
             found = probe.maps[:-1] if pooled else probe.maps
             self.indices = _stages_of([tuple(m.shape[1:]) for m in found])
             self._plain_head = pooled and self._has_plain_head(image)
@@ -70,12 +68,22 @@ class Features(nn.Module):
         self.stages = list(self.layers) or [f"stage{i}" for i in range(1, len(self.shapes) + 1 - pooled)]
         self.stages += ["pooled"] if pooled else []
 
+    def need_stages(self) -> None:
+        """A `UserError` where there are none, for methods that read maps."""
+        if self._bare:
+            raise UserError(
+                f"{type(self.model).__name__} has no forward_intermediates: name the layers to read, for instance "
+                f"{', '.join(name for name, _ in self.model.named_children())}"
+            )
+
     def forward(self, x: Tensor) -> Output:
         return self._read(self.model, x)
 
     def _read(self, model: Any, x: Tensor) -> Output:
+        if self._bare:
+            return Output(_logits(model, x), [])
         if self.layers:
-            logits = model(x)
+            logits = _logits(model, x)
             missing = [name for name in self.layers if name not in self._caught]
             if missing:
                 raise UserError(f"layer '{missing[0]}' of {type(model).__name__} was not run by its forward")
@@ -98,9 +106,7 @@ class Features(nn.Module):
         for name in layers:
             if name not in names:
                 raise unknown(f"layer of {type(self.model).__name__}", name, names)
-            hook = self.model.get_submodule(name).register_forward_hook(
-                lambda module, inputs, output, name=name: caught.__setitem__(name, output)
-            )
+            hook = self.model.get_submodule(name).register_forward_hook(_Catch(caught, name))
             weakref.finalize(self, hook.remove)
 
     def check(self, image: Shape) -> None:
@@ -144,6 +150,16 @@ class Features(nn.Module):
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+class _Catch:
+    """A forward hook that keeps what a submodule gave; unlike a function it can be copied and pickled with it."""
+
+    def __init__(self, caught: dict[str, Tensor], name: str) -> None:
+        self.caught, self.name = caught, name
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.caught[self.name] = output
 
 
 class Teacher(Features):
@@ -217,6 +233,14 @@ class Teacher(Features):
 @cache
 def _stream_beside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"{type(model).__name__} gives {found}: expected logits [N, classes]")
+    return logits
 
 
 def same_classes(student: Features, teacher: Features, what: str) -> None:

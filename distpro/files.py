@@ -9,6 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distpro import parallel
+from distpro.errors import UserError
+
+
+def check_writable(folder: Path) -> None:
+    """A `UserError` where no such folder could be made, or nothing be written to it; nothing is made."""
+    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
+    if not there.is_dir():
+        raise UserError(f"cannot write to '{folder}': '{there}' is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to '{folder}': no permission for '{there}', or a file system that is read only")
 
 
 @contextmanager
@@ -23,8 +33,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             yield Path(folder) / Path(path).name
         return
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
     os.close(handle)
     part = Path(name)
     try:

@@ -24,12 +24,19 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
     file = _config_file(words)
     if file is not None:
         words = [*_flags(file), *words]
-    config = tyro.cli(Config, prog=f"python -m {program}", args=words)
+    config = tyro.cli(Config, prog=f"python -m {program}", args=_capital(words))
     if config.dry_run and program != "distpro.train":
         raise UserError(f"--dry-run is of distpro.train, not of {program}")
     if program == "distpro.search":  # whatever a file for training says: no other method has to fit the pair
         config = replace(config, method="distpro", process="search")
     return fill(config)
+
+
+def _capital(words: Sequence[str]) -> list[str]:
+    """`--pooled true` as Python has it."""
+    optional = {flag(field.name) for field in fields(Config) if field.type == "bool | None"}
+    pairs = zip(["", *words], words, strict=False)
+    return [word.capitalize() if word in ("true", "false") and before in optional else word for before, word in pairs]
 
 
 def _config_file(words: Sequence[str]) -> Path | None:
@@ -62,8 +69,12 @@ def as_flags(values: Mapping[str, Any], where: str) -> list[str]:
         name = str(key).replace("-", "_")
         if name not in known:
             raise unknown(f"key in '{where}':", str(key), known)
-        word = flag(name)
-        if isinstance(value, bool) and known[name].default is None:
+        word, field = flag(name), known[name]
+        if isinstance(value, (list, tuple)) and "tuple" not in str(field.type):
+            raise UserError(f"key '{key}' in '{where}' has several values ({', '.join(map(str, value))}): expected one")
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise UserError(f"key '{key}' in '{where}' is {value!r}: expected true or false")
+        if isinstance(value, bool) and field.default is None:
             words += [word, str(value)]
         elif isinstance(value, bool):
             words.append(word if value else word.replace("--", "--no-", 1))

@@ -71,6 +71,8 @@ def search(
     shape = (image[0], image[1], image[2])
     reader = Features(student, shape, student_layers, pooled).train()
     frozen = Teacher(teacher, shape, teacher_layers, pooled, precision)
+    reader.need_stages()
+    frozen.need_stages()
     if logit_pathways:
         same_classes(reader, frozen, "a logit pathway")
     paths = all_pathways(len(frozen.shapes), len(reader.shapes), transforms, pathways, logit_pathways)

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from distpro import parallel, searching, zoo
-from distpro.config import Config
+from distpro.config import NO_FILES, Config
 from distpro.console import Console
 from distpro.data import Growing, Loader, Split, arranged, create_dataset
 from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.env import find_device
-from distpro.errors import UserError, nearest
+from distpro.errors import UserError
 from distpro.features import Features, Teacher
 from distpro.loop import cost
 from distpro.methods import METHODS
@@ -34,7 +34,6 @@ LABELS = {
     "uniform": "uniform process",
     "distpro": "searched process",
 }
-NO_FILES = ("search", "uniform", "online")  # processes that are no files
 TEST_BATCH = 500
 FINE_TUNING = 0.1  # of the learning rate, for a teacher whose published body is kept
 MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
@@ -93,6 +92,9 @@ class Job:
                     reader.check((self.data.shape[0], side, side))
                 except UserError as error:
                     raise UserError(f"--size-schedule {side} does not suit the {role}: {error}") from error
+        if config.method == "all" or METHODS[config.method].reads_maps:
+            for reader in readers.values():
+                reader.need_stages()
         stages = len(readers["teacher"].shapes), len(readers["student"].shapes)
         self.pathways = all_pathways(*stages, str(config.transforms), str(config.pathways), config.logit_pathways)
         self.student_params = sum(p.numel() for p in student.parameters())
@@ -141,7 +143,7 @@ class Job:
         """A fresh network, the same for the same seed; the configuration's by default."""
         torch.manual_seed(self.config.seed if seed is None else seed)
         channels, size = self.data.shape[0], self.data.shape[1]
-        model = own_network(name, role)
+        model = own_network(name, role, self.data.num_classes, channels)
         if model is not None and pretrained:
             raise UserError(f"--teacher-pretrained is of timm's networks: give --teacher-checkpoint for {name}")
         if model is None:
@@ -188,10 +190,6 @@ class Job:
         what = self.config.process
         if self.config.method not in ("all", "distpro") or what in NO_FILES:
             return None
-        if ":" not in what and not Path(what).exists() and "." not in what and "/" not in what:
-            close = nearest(what, NO_FILES)
-            hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(NO_FILES)}, FILE, or zoo:NAME"
-            raise UserError(f"unknown process '{what}'{hint}")
         process = Process.load(zoo.process_file(what.removeprefix("final:"))).fit(self.pathways)
         if self.config.tau is not None:
             process = process.clipped(self.config.tau)

@@ -28,7 +28,7 @@ LIMITS: dict[str, Limit] = {
     "max_steps": COUNT,
     "threads": COUNT,
     "size_schedule": COUNT,
-    "seed": NOT_NEGATIVE,
+    "seed": ("0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     "kd_weight": NOT_NEGATIVE,
     "reviewkd_weight": NOT_NEGATIVE,
     "task_loss_weight": NOT_NEGATIVE,

@@ -190,9 +190,9 @@ def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, f
             raise UserError(f"it is of a job of {len(state['rng'])} processes, not {parallel.ranks()}")
         step.load_state_dict(state["step"])
         scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"][parallel.rank()])
+        torch.set_rng_state(state["rng"][parallel.rank()].clone())  # of a view torch 2.14 reads what is not its own
         if state.get("device_rng") is not None and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state(state["device_rng"][parallel.rank()])
+            torch.cuda.set_rng_state(state["device_rng"][parallel.rank()].clone())
         return state["history"]
     except Exception as error:  # any torn or foreign file: torch has no common error for them
         raise UserError(f"cannot resume from '{path}': {str(error).splitlines()[0]}") from error

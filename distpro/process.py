@@ -164,7 +164,7 @@ class Process:
             others = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
             close = nearest(path.name, others)
             hint = f"; did you mean '{path.parent / close[0]}'?" if close else ""
-            raise UserError(f"no process file '{path}': expected uniform, search or a .safetensors file{hint}")
+            raise UserError(f"no process file '{path}': expected a .safetensors file, or zoo:NAME{hint}")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -12,7 +12,7 @@ import yaml
 from distpro import parallel
 from distpro.config import Config
 from distpro.errors import UserError
-from distpro.files import whole_file
+from distpro.files import check_writable, whole_file
 
 # Where and how fast a run is, not what it is.
 ELSEWHERE = (
@@ -30,8 +30,11 @@ ELSEWHERE = (
 
 
 def check_folder(folder: Path, config: Config) -> None:
-    """A `UserError` where the folder holds a run, but for --resume of a run of the same configuration."""
-    there = (folder / "args.yaml").exists() and parallel.first()  # the first process sees to it
+    """A `UserError` where the folder cannot be written, or holds a run, but for --resume of the same configuration."""
+    if not parallel.first():  # the first process sees to it
+        return
+    check_writable(folder)
+    there = (folder / "args.yaml").exists()
     if there and not config.resume:
         raise UserError(f"'{folder}' holds a run already: --resume it, or choose another --output")
     if there:
@@ -47,11 +50,13 @@ def open_folder(folder: Path, config: Config) -> None:
 
 def same_run(folder: Path, config: Config) -> None:
     """A `UserError` where the run in `folder` was begun with flags, of those that change results, unlike these."""
-    theirs = yaml.safe_load((folder / "args.yaml").read_text())
+    theirs = yaml.safe_load((folder / "args.yaml").read_text()) or {}
     for name, value in config.plain().items():
-        if name not in ELSEWHERE and theirs.get(name) != value:
+        if (
+            name in theirs and name not in ELSEWHERE and theirs[name] != value
+        ):  # a flag that is newer than the run is none
             raise UserError(
-                f"'{folder}' was begun with {name} = {theirs.get(name)}, not {value}: "
+                f"'{folder}' was begun with {name} = {theirs[name]}, not {value}: "
                 f"resume it as it was, or choose another --output"
             )
 

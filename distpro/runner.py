@@ -77,7 +77,7 @@ class Runner:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.stopped:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("call again to go on")
         return self.failed
 
     def _stop(self, number: int, frame: Any) -> None:

@@ -6,7 +6,7 @@ import json
 
 from distpro import parallel
 from distpro.console import Console
-from distpro.errors import run_command
+from distpro.errors import resumable, run_command
 from distpro.flags import parse
 from distpro.job import Job
 from distpro.report import save_figure
@@ -17,8 +17,9 @@ def main() -> None:
     """The command: teacher and search, in the run folder of `python -m distpro.train`, and a picture of the process."""
     job = Job(parse(program="distpro.search"), Console())
     open_folder(job.folder, job.config)
-    job.prepare_teacher()
-    process = job.search()
+    with resumable(job.folder):
+        job.prepare_teacher()
+        process = job.search()
     save_figure(process.plot(), job.folder / "process.svg")
     if parallel.first():
         print(json.dumps({"process": str(job.folder / "process.safetensors"), **process.facts}))
@@ -26,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "interrupted; continue with --resume")
+    run_command(main)

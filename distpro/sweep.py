@@ -70,7 +70,14 @@ class Sweep:
         output = output or Path("output") / f"sweep-{config.stem}"
         axes = {name: _labelled(name, values) for name, values in told["axes"].items()}
         sweep = cls(config, output, told.get("title", config.stem), axes=tuple(axes))
-        sweep.compare = [(str(a), str(b)) for a, b in told.get("compare", [])]
+        seeds, compare = told.get("seeds", [0]), told.get("compare") or []
+        if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+            raise UserError(f"'seeds' in '{config}' must be a list of numbers, such as [0, 1, 2]")
+        if not isinstance(compare, list) or not all(isinstance(two, list) and len(two) == 2 for two in compare):
+            raise UserError(
+                f"'compare' in '{config}' must be a list of pairs of methods, such as [[searched, uniform]]"
+            )
+        sweep.compare = [(str(a), str(b)) for a, b in compare]
         for label in itertools.chain(*sweep.compare):
             if label not in axes.get("method", {}):
                 raise unknown("method to compare", label, axes.get("method", {}))
@@ -80,7 +87,7 @@ class Sweep:
             kind: {str(name): {**shared, **(flags or {})} for name, flags in (told.get(kind) or {}).items()}
             for kind, shared in (("teachers", plain), ("searches", base))
         }
-        for seed in told.get("seeds", [0]):
+        for seed in seeds:
             for labels in itertools.product(*axes.values()):
                 place = dict(zip(axes, labels, strict=True))
                 flags = {**base, "seed": seed}
@@ -227,4 +234,4 @@ def _elsewhere(flags: Flags, here: Mapping[str, Path | None]) -> Flags:
 
 
 if __name__ == "__main__":
-    run_command(main, "interrupted; call again to go on")
+    run_command(main)

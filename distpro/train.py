@@ -14,7 +14,7 @@ from distpro import parallel
 from distpro.config import Config
 from distpro.console import Console
 from distpro.env import collect, commit, device_name
-from distpro.errors import run_command
+from distpro.errors import resumable, run_command
 from distpro.files import whole_file
 from distpro.flags import parse
 from distpro.job import Job
@@ -28,24 +28,27 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
     started = time.perf_counter()
     console = Console()
     job = Job(config, console)
+    if config.resume and not (job.folder / "args.yaml").is_file():
+        console.warn(f"--resume: '{job.folder}' holds no run yet, this one begins")
     open_folder(job.folder, job.config)
     console.say(
         f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} {config.eval_split} pictures "
         f"{list(job.data.shape)}, {job.data.num_classes} classes; device {job.device}; results in {job.folder}"
     )
-    teacher = job.prepare_teacher() if job.needs_teacher else None
-
     process: Process | None = job.given
-    if "distpro" in job.methods and config.process == "search":
-        process = job.search()
     rows: list[dict[str, Any]] = []
-    for method in job.methods:
-        row = job.run_method(method, process if method == "distpro" else None)
-        process = row.pop("process") or process  # online, it is known only now
-        rows.append(row)
-        write_summary(job.folder, rows)
+    with resumable(job.folder):
+        teacher = job.prepare_teacher() if job.needs_teacher else None
+        if "distpro" in job.methods and config.process == "search":
+            process = job.search()
+        for method in job.methods:
+            row = job.run_method(method, process if method == "distpro" else None)
+            process = row.pop("process") or process  # online, it is known only now
+            rows.append(row)
+            write_summary(job.folder, rows)
 
-    title = f"{config.student} on {job.data.name}, {config.epochs} epochs, seed {config.seed}"
+    length = f"{config.epochs} epochs" + (f" broken off after {config.max_steps} steps" if config.max_steps else "")
+    title = f"{config.student} on {job.data.name}, {length}, seed {config.seed}"
     if teacher is not None:
         title = f"{config.teacher} -> {title}"
     console.table(title, rows)
@@ -76,6 +79,7 @@ def train(config: Config, command: str = "") -> dict[str, Any]:
         "student": config.student,
         "measured_on": config.eval_split,
         "epochs": config.epochs,
+        "max_steps": config.max_steps,
         "seed": config.seed,
         "device": device_name(job.device),
         "commit": commit(),
@@ -110,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "interrupted; continue with --resume")
+    run_command(main)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,26 @@ def test_a_file_of_another_kind_is_refused(suffix, teacher, tmp_path):
     path = tmp_path / f"notes{suffix}"
     path.write_text("hello, this is no checkpoint\n" * 20)
     refused(teacher, path, "cannot be read, it is damaged or of another kind")
+
+
+@pytest.mark.parametrize("name", ["page.pth", "page.safetensors"])
+def test_a_web_page_is_called_one(name, teacher, tmp_path):
+    (tmp_path / name).write_text("\n<!DOCTYPE html><html><body>Sign in to download</body></html>")
+    refused(teacher, tmp_path / name, "is a web page: download the file itself")
+
+
+def test_what_a_file_is_called_does_not_matter(teacher, tmp_path):
+    save_weights(teacher, tmp_path / "weights.bin")
+    torch.save(teacher.state_dict(), tmp_path / "weights.safetensors")
+    for name in ("weights.bin", "weights.safetensors"):
+        load_checkpoint(create_model("resnet8", 5), tmp_path / name)
+
+
+def test_a_plain_pickle_earns_no_advice_to_run_it(teacher, tmp_path):
+    (tmp_path / "list.pth").write_bytes(pickle.dumps([1, 2, 3]))
+    with pytest.raises(UserError) as told:
+        load_checkpoint(teacher, tmp_path / "list.pth")
+    assert "weights_only" not in str(told.value)
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(teacher, tmp_path):

@@ -1,5 +1,8 @@
 """Reading networks: stages and shapes found by themselves, and nothing of the network moved."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -85,10 +88,36 @@ def test_own_network_by_layer_names():
         Features(Own(), (3, 16, 16), ["never"])
     with pytest.raises(UserError, match="head gives \\[1, 5\\]"):
         Features(Own(), (3, 16, 16), ["head"])
-    with pytest.raises(
-        UserError, match="Own has no forward_intermediates: name the layers to read, for instance entry"
-    ):
-        Features(Own(), (3, 16, 16))
+
+
+def test_an_own_network_without_layers_has_logits_alone():
+    bare = Features(Own(), (3, 16, 16), pooled=True)
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(bare(x).logits, bare.model(x))
+    assert (bare(x).maps, bare.shapes, bare.classes) == ([], [], 5)
+    sentence = "Own has no forward_intermediates: name the layers to read, for instance entry"
+    for method in ("reviewkd", "distpro"):
+        with pytest.raises(UserError, match=sentence):
+            Distiller(Own(), Own(), image=(3, 16, 16), method=method)
+    losses = Distiller(Own(), Own(), image=(3, 16, 16), method="kd")(x, torch.tensor([1, 2]))
+    assert losses["kd"] > 0
+
+
+def test_a_network_must_give_logits():
+    class Two(Own):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(UserError, match=r"Two gives a tuple: expected logits \[N, classes\]"):
+        Features(Two(), (3, 16, 16), ["entry"])
+
+
+def test_a_reader_of_layers_is_copied_and_saved():
+    features = Features(Own(), (3, 16, 16), ["entry", "body"]).eval()
+    x = torch.randn(2, 3, 16, 16)
+    for other in (copy.deepcopy(features), pickle.loads(pickle.dumps(features))):
+        for ours, theirs in zip(other(x).maps, features(x).maps, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_tokens_of_a_named_layer_become_a_map():

@@ -22,6 +22,7 @@ from distpro.pathways import DIRECTIONS, all_pathways
 from distpro.precision import DTYPES
 from distpro.process import NORMALISATIONS
 from distpro.recipe import SCHEDULES
+from distpro.run_folder import check_folder
 from distpro.search_step import HYPERGRADIENTS
 
 
@@ -78,6 +79,12 @@ from distpro.search_step import HYPERGRADIENTS
         (["--config", "none.yaml"], "no configuration file 'none.yaml'"),
         (["--student", "no.such.module:net"], "--student no.such.module:net: No module named 'no'"),
         (["--student", "distpro.models:creat_model"], "has no 'creat_model'; did you mean 'create_model'?"),
+        (
+            ["--student", "drawn_networks:of_width"],
+            "--student drawn_networks:of_width needs width: expected a function",
+        ),
+        (["--student", "drawn_networks:made"], "drawn_networks:made is a WideResNet, expected a function that makes"),
+        (["--seed", "9" * 20], "--seed must be 0 to 2^63 - 1"),
     ],
 )
 def test_mistakes_are_one_sentence(words, sentence, tmp_path):
@@ -99,6 +106,42 @@ def test_a_dry_run_checks_and_tells_every_value(tmp_path, capsys, monkeypatch):
     assert "holds a run already" in mistake("--dry-run", "--output", tmp_path / "out")
     with pytest.raises(UserError, match=r"--dry-run is of distpro\.train"):
         distpro.flags.parse(["--dry-run"], "distpro.profile")
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_an_output_that_cannot_be_is_told_before_work(words, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file/run"):
+        assert f"cannot write to '{place}': '{tmp_path}/file' is a file" in mistake(*words, "--output", place)
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    assert f"cannot write to '{tmp_path}/new/run': no permission for '{tmp_path}'" in mistake(
+        *words, "--output", tmp_path / "new/run"
+    )
+
+
+def test_home_is_spelt_out_wherever_it_stands(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = distpro.flags.parse(["--output=~/a", "--process=final:~/p.safetensors", "--teacher-checkpoint=~/t.pth"])
+    assert (config.output, config.process) == (tmp_path / "a", f"final:{tmp_path}/p.safetensors")
+    assert config.teacher_checkpoint == tmp_path / "t.pth"
+
+
+def test_both_spellings_of_a_truth():
+    assert distpro.flags.parse(["--pooled", "false"]).pooled is False
+    assert distpro.flags.parse(["--pooled", "True"]).pooled is True
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """What it does not know was not asked of it."""
+    config = distpro.flags.parse(["--output", str(tmp_path), "--resume"])
+    known = {k: v for k, v in config.plain().items() if k != "task_loss_weight"}
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump(known))
+    check_folder(tmp_path, config)
+
+
+def test_an_own_function_hears_of_classes_and_channels():
+    job = distpro.job.Job(distpro.flags.parse(["--student", "drawn_networks:of_any"]), distpro.job.Console())
+    assert job.student_params == sum(p.numel() for p in create_model("wrn_10_1", 10, 1).parameters())
 
 
 def test_resume_needs_a_folder():
@@ -129,6 +172,12 @@ def test_mistakes_in_files(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("epoch: 3\n")
     assert f"unknown key in '{config}': 'epoch': did you mean 'epochs'" in mistake("--config", config, *out)
+    for text, sentence in (
+        ("transforms: [A, B]\n", f"key 'transforms' in '{config}' has several values (A, B): expected one"),
+        ("amp: 'yes'\n", f"key 'amp' in '{config}' is 'yes': expected true or false"),
+    ):
+        config.write_text(text)
+        assert sentence in mistake("--config", config, *out)
     config.write_text("epochs: [3\n")
     assert "is not YAML" in mistake("--config", config, *out)
     assert not (tmp_path / "out").exists()

@@ -71,6 +71,8 @@ def test_the_main_job_in_two_processes(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"args.yaml", "result.json", "summary.csv", "process.safetensors", "student.safetensors", "last.pt"}
     assert not [name for name in names if name.startswith(".")]
+    out, _ = ended(torchrun(2, *words, "--resume"))
+    assert json.loads(out.splitlines()[-1])["top1"] == result["top1"]
     resumed = subprocess.run(
         [sys.executable, *words, "--resume"], capture_output=True, text=True, timeout=PATIENCE, check=False
     )

@@ -107,6 +107,10 @@ ROWS = [
 ]
 
 
+def test_nothing_is_finished_yet():
+    assert sweep_table([], ("method",)) == "No run is finished yet."
+
+
 def test_the_table_of_rows(tmp_path):
     axes, compare = ("pair", "method", "epochs"), [("searched", "uniform")]
     table = sweep_table(ROWS, axes, compare)
@@ -162,6 +166,13 @@ def test_where_weights_are_swept_the_figure_is_over_the_weight():
         ({"searches": {"shrot": {}}}, "unknown name under searches: 'short': did you mean 'shrot'"),
         ({"compare": [["serched", "uniform"]]}, "unknown method to compare 'serched': did you mean 'searched'"),
         ({"axes": {"epochs": [1]}, "compare": []}, "has every method at once"),
+        ({"seeds": 3}, "small.yaml' must be a list of numbers, such as [0, 1, 2]"),
+        ({"compare": ["searched", "uniform"]}, "must be a list of pairs of methods"),
+        (
+            {"axes": {}, "flags": {"student": "wrn_1O_1"}, "compare": []},
+            "unknown model 'wrn_1O_1': did you mean 'wrn_1",
+        ),
+        ({"axes": {"process": ["unifrom"]}, "compare": []}, "unknown process 'unifrom': did you mean 'uniform'?"),
         ({"axes": {}, "flags": {"epochs": 0}, "compare": []}, "--epochs must be 1 or more, got 0"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",

@@ -33,6 +33,7 @@ class Method(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = True
+    reads_maps: ClassVar[bool] = True  # else networks without stages will do
     pooled: ClassVar[bool] = False  # read the pooled feature as a last stage; an option "pooled" overrides it
     options: ClassVar[tuple[str, ...]] = ()  # the keyword arguments it understands
     task_weight: float = 1.0  # what the task's own loss counts beside the method's

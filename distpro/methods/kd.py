@@ -15,6 +15,7 @@ class KD(Method):
     The defaults (0.1, 0.9, T = 4) are those of the CIFAR-100 tables of the field; on ImageNet it has 0.5, 0.5, T = 1.
     """
 
+    reads_maps = False
     options = ("task_loss_weight", "distill_loss_weight", "temperature")
 
     def __init__(

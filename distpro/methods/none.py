@@ -12,6 +12,7 @@ class NoDistillation(Method):
     """Adds nothing; the teacher never runs."""
 
     needs_teacher = False
+    reads_maps = False
 
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
         return {}

@@ -72,7 +72,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         beside = nearest(path.name, (p.name for p in path.parent.glob("*") if p.is_file()), most=1)
         raise UserError(f"there is no checkpoint '{path}'" + "".join(f": did you mean '{name}'?" for name in beside))
     try:
-        content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+        content = _content(path)
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the readers
@@ -89,6 +89,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _bare_names(content[held[0]]), facts
 
 
+def _content(path: Path) -> Any:
+    """By what the file begins with: its name may say anything."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return _torch_file(path)
+    if head[8:9] == b"{":
+        return _safetensors(path)
+    if head.lstrip()[:1] == b"<":
+        raise UserError(f"checkpoint '{path}' is a web page: download the file itself")
+    raise ValueError("expected a safetensors or a torch file")
+
+
 def _safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         metadata = {key: value for key, value in (file.metadata() or {}).items() if key != "format"}
@@ -98,12 +111,12 @@ def _safetensors(path: Path) -> dict[str, Any]:
 def _torch_file(path: Path) -> Any:
     try:
         # A Namespace only holds values; many training scripts save their flags in one.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # its name misleads torch
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if not code:
-            raise
+            raise ValueError("its pickle is none that torch wrote") from error
         raise UserError(
             f"checkpoint '{path}' holds Python objects ({code[1]}), which could run code and are refused: "
             "expected tensors only, so save its state_dict alone where you trust it"
@@ -150,8 +163,8 @@ def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
         *(f"'{key}' is {list(state[key].shape)}, expected {list(own[key].shape)}" for key in differ[:1]),
     ]
     fitting = _zoo_name(state)
-    hint = f"; the file fits '{fitting}'" if fitting else ""
     name = _zoo_name(own) or type(model).__name__
+    hint = f"; the file fits '{fitting}'" if fitting not in (None, name) else ""
     raise UserError(f"checkpoint '{path}' does not fit {name}: {'; '.join(problems)}{hint}")
 
 

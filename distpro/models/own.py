@@ -13,10 +13,16 @@ from distpro.errors import UserError, nearest
 OWN = re.compile(r"(?!timm:|cifar:|zoo:|hf_hub:)([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
-def own_network(name: str, role: str) -> nn.Module | None:
-    """What `package.module:function` makes, called without arguments; None for names of other kinds.
+def is_own(name: str) -> bool:
+    return OWN.fullmatch(name) is not None
 
-    role: "teacher" or "student", for the `UserError` where there is no such module or function, or no network.
+
+def own_network(name: str, role: str, num_classes: int, in_chans: int) -> nn.Module | None:
+    """What `package.module:function` makes; None for names of other kinds.
+
+    The function is called with those of timm's `num_classes` and `in_chans` that it has parameters for, else without
+    arguments. role: "teacher" or "student", for the `UserError` where there is no such module or function, or no
+    network.
     """
     own = OWN.fullmatch(name)
     if own is None:
@@ -33,7 +39,23 @@ def own_network(name: str, role: str) -> nn.Module | None:
             f"--{role} {module}:{function}: {module} has no '{function}'"
             + (f"; did you mean '{close[0]}'?" if close else "")
         )
-    model = getattr(found, function)()
+    make = getattr(found, function)
+    if isinstance(make, nn.Module) or not callable(make):
+        raise UserError(
+            f"--{role} {module}:{function} is a {type(make).__name__}, expected a function that makes a network"
+        )
+    taken = inspect.signature(make).parameters
+    given = {key: value for key, value in (("num_classes", num_classes), ("in_chans", in_chans)) if key in taken}
+    needed = [
+        p.name for p in taken.values() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    more = [key for key in needed if key not in given]
+    if more:
+        raise UserError(
+            f"--{role} {module}:{function} needs {', '.join(more)}: expected a function that needs no more than "
+            "num_classes and in_chans"
+        )
+    model = make(**given)
     if not isinstance(model, nn.Module):
         raise UserError(f"--{role} {module}:{function}() gives {type(model).__name__}, expected an nn.Module")
     return model

@@ -57,6 +57,7 @@ def create_model(
         whose position embedding timm can resize (plain ViTs).
     Raises UserError for an unknown name, and where timm cannot build the model or get its weights.
     """
+    check_model(name)
     side, bare = _split(name)
     build = None if side == "timm" else _builder(bare)
     if build and not side and bare not in ZOO and _timm_knows(bare):
@@ -65,9 +66,14 @@ def create_model(
         if pretrained:
             raise UserError(f"model '{name}' has no published weights here: train it, or load a checkpoint")
         return build(num_classes=num_classes, in_chans=in_chans)
-    if side != "cifar" and _timm_knows(bare):
-        return _timm_model(bare, num_classes, in_chans, pretrained, image_size)
-    raise unknown("model", name, _names(side))
+    return _timm_model(bare, num_classes, in_chans, pretrained, image_size)
+
+
+def check_model(name: str) -> None:
+    """A `UserError` names the nearest there are where `create_model` would know no such network."""
+    side, bare = _split(name)
+    if not (side != "timm" and _builder(bare)) and not (side != "cifar" and _timm_knows(bare)):
+        raise unknown("model", name, _names(side))
 
 
 def normalisation(name: str) -> tuple[RGB, RGB] | None:

@@ -71,6 +71,8 @@ def sweep_table(rows: Path | Sequence[Row], axes: Sequence[str], compare: Sequen
     lies with 95 % confidence, were the seeds drawn from a normal distribution.
     """
     rows = _read(rows)
+    if not rows:
+        return "No run is finished yet."
     cells = _cells(rows, axes)
     shown = [axis for axis in axes if len({str(row[axis]) for row in rows}) > 1 or axis == "method"]
     told = {"top1": "top-1, %", "top5": "top-5, %"}

@@ -13,7 +13,7 @@ from rich.table import Table
 from distpro.errors import UserError, run_command
 from distpro.process import Process
 from distpro.report import save_figure
-from distpro.zoo import KINDS, facts, names, process_file
+from distpro.zoo import KINDS, PREFIX, facts, names, process_file
 
 COLUMNS = {
     "process": ("teacher", "student", "dataset", "epochs", "hypergradient", "date", "top1", "top1_uniform"),
@@ -44,12 +44,12 @@ def _list(as_json: bool, console: Console) -> None:
         print(json.dumps(known, indent=2))
         return
     for kind, entries in known.items():
-        table = Table(title=f"--{kind} zoo:NAME", title_justify="left")
+        table = Table(title=f"--{kind}", title_justify="left")
         table.add_column("NAME", no_wrap=True)
         for heading in COLUMNS[kind]:
             table.add_column(heading.replace("_", " "))
         for name, told in entries.items():
-            table.add_row(name, *(str(told.get(column, "")) for column in COLUMNS[kind]))
+            table.add_row(PREFIX + name, *(str(told.get(column, "")) for column in COLUMNS[kind]))
         console.print(table if entries else f"no {kind} yet")
 
 
