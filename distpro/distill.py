@@ -12,7 +12,7 @@ from torch.profiler import record_function
 
 from distpro import parallel
 from distpro.distiller import Distiller
-from distpro.loop import Observer, fit
+from distpro.loop import Observer, fit, picture_shape
 from distpro.methods import Moment
 from distpro.planned_step import Plan, PlannedStep, graphed
 from distpro.process import Process
@@ -109,11 +109,10 @@ def distill(
         and chooses nothing.
     options: the method's own (kd_weight, transforms, ...).
     """
-    image = tuple(image or next(iter(train))[0].shape[1:])
     distiller = Distiller(
         student,
         teacher,
-        image=(image[0], image[1], image[2]),
+        image=picture_shape(train, image),
         method=method,
         process=process,
         student_layers=student_layers,

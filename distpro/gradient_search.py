@@ -11,7 +11,7 @@ from torch import nn
 from distpro import parallel
 from distpro.errors import UserError
 from distpro.features import Features, Teacher, same_classes
-from distpro.loop import Observer, fit
+from distpro.loop import Observer, fit, picture_shape
 from distpro.pathways import Pathways, all_pathways
 from distpro.planned_step import graphed
 from distpro.precision import PLAIN, Precision
@@ -67,8 +67,8 @@ def search(
     """
     if recipe.grad_accum_steps > 1:
         raise UserError("--grad-accum-steps is of the distillation: a search by gradient takes whole batches")
-    image = tuple(image or next(iter(train))[0].shape[1:])
-    shape = (image[0], image[1], image[2])
+    shape = picture_shape(train, image)
+    picture_shape(validation, shape)  # there has to be one
     reader = Features(student, shape, student_layers, pooled).train()
     frozen = Teacher(teacher, shape, teacher_layers, pooled, precision)
     reader.need_stages()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +51,25 @@ class Observer:
 
     def stop(self) -> None:
         """The training ended, or was broken off."""
+
+
+def picture_shape(loader: Any, image: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """`image`, or `[C, H, W]` of the pictures of a loader; a `UserError` where `fit` could not train with it."""
+    expected = "expected an iterable of batches (x [N, C, H, W], y [N]) with a length"
+    if not hasattr(loader, "__len__"):
+        raise UserError(f"a {type(loader).__name__} has no length: {expected}")
+    if not len(loader):
+        raise UserError(f"there is no batch: {expected}")
+    if image is None:
+        batch = next(iter(loader))
+        parts = (
+            [t.shape if isinstance(t, Tensor) else type(t) for t in batch] if isinstance(batch, (tuple, list)) else []
+        )
+        if len(parts) != 2 or not isinstance(batch[0], Tensor) or batch[0].ndim != 4:
+            raise UserError(f"a batch is a {type(batch).__name__}{parts or ''}: {expected}")
+        image = batch[0].shape[1:]
+    channels, height, width = image
+    return channels, height, width
 
 
 def fit(

@@ -1,6 +1,7 @@
 """What each method adds to the loss, and what a dropped pathway costs: nothing."""
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -176,6 +177,44 @@ def test_wrong_words():
         Distiller(create_model("wrn_10_1", 7), create_model("resnet8", 10), image=IMAGE, method="kd")
     with pytest.raises(UserError, match="the process is for 1 pathways"):
         pair(process=Process.uniform(all_pathways(1, 1, "A")))
+
+
+def test_calls_beyond_the_steps_are_told_once():
+    distiller, x, y = pair("none", steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            distiller(x, y)
+    with pytest.warns(UserWarning, match="more training calls than steps=2: the last weights stay"):
+        distiller(x, y)
+
+
+def test_a_process_is_no_file_here():
+    with pytest.raises(UserError, match=r"process 'a.safetensors': expected a Process, such as Process.load"):
+        pair(process="a.safetensors")
+
+
+def test_the_method_computes_in_the_student_s_type():
+    student, teacher = create_model("wrn_10_1", 10).double(), create_model("resnet8", 10).double()
+    distiller = Distiller(student, teacher, image=IMAGE, method="reviewkd")
+    loss = distiller(torch.randn(2, *IMAGE).double(), torch.tensor([1, 2]), progress=1.0)["loss"]
+    assert loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        ([], "there is no batch"),
+        (iter([1]), "a list_iterator has no length"),
+        ([{"x": 1}], "a batch is a dict"),
+        ([(torch.randn(2, *IMAGE), torch.ones(2), torch.ones(2))], r"a batch is a tuple\[torch.Size"),
+        ([(torch.randn(2, 3), torch.ones(2))], r"a batch is a tuple\[torch.Size\(\[2, 3\]\)"),
+    ],
+)
+def test_batches_of_another_kind_are_refused(batches, sentence):
+    expected = r": expected an iterable of batches \(x \[N, C, H, W\], y \[N\]\) with a length"
+    with pytest.raises(UserError, match=sentence + ".*" + expected):
+        distill(create_model("wrn_10_1", 10), None, batches, Recipe(1), method="none")
 
 
 def test_any_module_as_student():
