@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from distpro import zoo
+from distpro.checks import check
 from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
-from distpro.errors import UserError, flag, nearest, unknown
-from distpro.limits import check_limits
+from distpro.errors import unknown
 from distpro.methods import METHODS
-from distpro.models import check_model, is_own, normalisation, plain_name
+from distpro.models import normalisation, plain_name
 from distpro.precision import DTYPES, Precision
 from distpro.process import WARM_UP
 from distpro.recipe import Recipe
-
-# What a process learned online has no use for.
-OFFLINE = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples", "trial_seeds")
-
-NO_FILES = ("search", "uniform", "online")  # processes that are no files
-
-# What only one of the searches has a use for.
-BY_GRADIENT = ("hypergradient", "normalisation", "tau", "alpha_lr", "alpha_first", "alpha_every", "literal_xi")
-BY_TRIALS = ("trial_seeds",)
 
 
 @dataclass(frozen=True)
@@ -270,27 +259,7 @@ def fill(config: Config) -> Config:
         filled = replace(filled, literal_xi=False)
     if filled.alpha_every is None:
         filled = replace(filled, alpha_every=4 if online else 1)
-    check_limits(asdict(filled))
-    _check_names(filled)
-    if online:
-        _refuse(filled, OFFLINE, "is of a distillation whose process is known: not of --process online")
-        if config.search_by == "trials":
-            raise UserError("--search-by trials is of a search before the distillation: not of --process online")
-    elif filled.process == "search" and filled.method in ("all", "distpro"):
-        trials = filled.search_by == "trials"
-        other = "gradient" if trials else "trials"
-        told = f"is of a search by {other}, not by {filled.search_by}: give --search-by {other}"
-        _refuse(filled, BY_GRADIENT if trials else BY_TRIALS, told)
-    if filled.resume and filled.output is None:
-        raise UserError("--resume needs the --output folder that it is to go on with")
-    weights = {
-        "--teacher zoo:": str(filled.teacher).startswith(zoo.PREFIX),
-        "--teacher-checkpoint": filled.teacher_checkpoint,
-        "--teacher-pretrained": filled.teacher_pretrained,
-    }
-    given = [name for name, value in weights.items() if value]
-    if len(given) > 1:
-        raise UserError(f"{given[0]} and {given[1]} exclude each other")
+    check(config, filled)
     return filled
 
 
@@ -301,28 +270,3 @@ def _at_home(config: Config) -> Config:
     if file.startswith("~"):
         paths["process"] = config.process.removesuffix(file) + str(Path(file).expanduser())
     return replace(config, **paths)
-
-
-def _check_names(filled: Config) -> None:
-    """A `UserError` for a network or a process that there is not; files are looked for when they are needed."""
-    for role in ("teacher", "student"):
-        name = str(getattr(filled, role))
-        if name.startswith(zoo.PREFIX):
-            zoo.find("teacher", name)
-        elif not is_own(name):
-            check_model(name)
-    process = filled.process
-    if process in NO_FILES or filled.method not in ("all", "distpro"):
-        return
-    if ":" not in process and not Path(process).exists() and "." not in process and "/" not in process:
-        close = nearest(process, NO_FILES)
-        hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(NO_FILES)}, FILE, or zoo:NAME"
-        raise UserError(f"unknown process '{process}'{hint}")
-
-
-def _refuse(filled: Config, names: Sequence[str], why: str) -> None:
-    """A `UserError` where one of these has another value than it has by default."""
-    for name in names:
-        usual = getattr(Config, name)
-        if getattr(filled, name) not in (usual, 1 if name == "alpha_every" else False):
-            raise UserError(f"{flag(name)} {why}")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from distpro import parallel, searching, zoo
-from distpro.config import NO_FILES, Config
+from distpro.checks import NO_FILES
+from distpro.config import Config
 from distpro.console import Console
 from distpro.data import Growing, Loader, Split, arranged, create_dataset
 from distpro.distill import distill

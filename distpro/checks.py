@@ -1,0 +1,129 @@
+"""What the values of a configuration may be; all that can be told before data and networks are there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distpro import zoo
+from distpro.errors import UserError, flag, nearest
+from distpro.models import check_model, is_own
+
+Limit = tuple[str, Callable[[float], bool]]  # in words, and as a test that NaN fails
+
+COUNT: Limit = ("1 or more", lambda v: v >= 1)
+NOT_NEGATIVE: Limit = ("0 or more", lambda v: 0 <= v < math.inf)
+POSITIVE: Limit = ("above 0", lambda v: 0 < v < math.inf)
+SHARE: Limit = ("between 0 and 1", lambda v: 0 <= v <= 1)
+PROPER_SHARE: Limit = ("above 0 and below 1", lambda v: 0 < v < 1)
+DECAY: Limit = ("0 or more and below 1", lambda v: 0 <= v < 1)
+
+LIMITS: dict[str, Limit] = {
+    "epochs": COUNT,
+    "teacher_epochs": COUNT,
+    "search_epochs": COUNT,
+    "batch_size": COUNT,
+    "grad_accum_steps": COUNT,
+    "alpha_every": COUNT,
+    "trial_seeds": COUNT,
+    "max_steps": COUNT,
+    "threads": COUNT,
+    "size_schedule": COUNT,
+    "seed": ("0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
+    "kd_weight": NOT_NEGATIVE,
+    "reviewkd_weight": NOT_NEGATIVE,
+    "task_loss_weight": NOT_NEGATIVE,
+    "distill_loss_weight": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "temperature": POSITIVE,
+    "lr": POSITIVE,
+    "alpha_lr": POSITIVE,
+    "tau": ("a finite number", math.isfinite),
+    "warm_up": SHARE,
+    "label_smoothing": SHARE,
+    "val_fraction": PROPER_SHARE,
+    "momentum": DECAY,
+    "ema": DECAY,
+}
+
+
+# What a process learned online has no use for.
+OFFLINE: tuple[str, ...] = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples", "trial_seeds")
+# What only one of the searches has a use for.
+BY_GRADIENT: tuple[str, ...] = (
+    "hypergradient",
+    "normalisation",
+    "tau",
+    "alpha_lr",
+    "alpha_first",
+    "alpha_every",
+    "literal_xi",
+)
+BY_TRIALS: tuple[str, ...] = ("trial_seeds",)
+USUAL = {"alpha_every": 1, "literal_xi": False}  # where the value that was left out is filled in
+
+NO_FILES = ("search", "uniform", "online")  # processes that are no files
+
+
+def check(told: Any, filled: Any) -> None:
+    """A `UserError` for the first thing that cannot be, in a `Config` as it was told and as it was filled in."""
+    _limits(filled)
+    for role in ("teacher", "student"):
+        _network(str(getattr(filled, role)))
+    if filled.method in ("all", "distpro"):
+        _process(filled.process)
+        _uses(told, filled)
+    if filled.resume and filled.output is None:
+        raise UserError("--resume needs the --output folder that it is to go on with")
+    weights = {
+        "--teacher zoo:": str(filled.teacher).startswith(zoo.PREFIX),
+        "--teacher-checkpoint": filled.teacher_checkpoint,
+        "--teacher-pretrained": filled.teacher_pretrained,
+    }
+    given = [name for name, value in weights.items() if value]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} exclude each other")
+
+
+def _limits(filled: Any) -> None:
+    for name, (words, allowed) in LIMITS.items():
+        value = getattr(filled, name)
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            if one is not None and not allowed(one):
+                raise UserError(f"{flag(name)} must be {words}, got {one}")
+
+
+def _network(name: str) -> None:
+    """Whether there is one of this name; an own one is looked for when it is made."""
+    if name.startswith(zoo.PREFIX):
+        zoo.find("teacher", name)
+    elif not is_own(name):
+        check_model(name)
+
+
+def _process(name: str) -> None:
+    """Whether it can be one; a file is looked for when it is read."""
+    if name in NO_FILES or any(mark in name for mark in ":./") or Path(name).exists():
+        return
+    close = nearest(name, NO_FILES)
+    hint = f": did you mean {close[0]!r}?" if close else f": expected {', '.join(NO_FILES)}, FILE, or zoo:NAME"
+    raise UserError(f"unknown process '{name}'{hint}")
+
+
+def _uses(told: Any, filled: Any) -> None:
+    """Whether the search that is chosen has a use for every option that was given."""
+    if filled.process == "online":
+        names, why = OFFLINE, "is of a distillation whose process is known: not of --process online"
+        if told.search_by == "trials":
+            raise UserError("--search-by trials is of a search before the distillation: not of --process online")
+    elif filled.process == "search":
+        trials = filled.search_by == "trials"
+        names, other = (BY_GRADIENT, "gradient") if trials else (BY_TRIALS, "trials")
+        why = f"is of a search by {other}, not by {filled.search_by}: give --search-by {other}"
+    else:
+        return
+    for name in names:
+        if getattr(filled, name) != USUAL.get(name, getattr(type(filled), name)):
+            raise UserError(f"{flag(name)} {why}")
