@@ -67,16 +67,15 @@ class DistillStep(PlannedStep):
             "student": self.distiller.student.model.state_dict(),
             "method": self.distiller.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "taken": self.taken,
         }
-        return state if self.average is None else state | {"average": self.average.state_dict()}
+        return state if self.average is None else state | {"average": self.average.state_dict(), "taken": self.taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.distiller.student.model.load_state_dict(state["student"])
         self.distiller.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.taken = state["taken"]
         if self.average is not None:
+            self.taken = state["taken"]
             self.average.load_state_dict(state["average"])
 
     def result(self) -> nn.Module:
