@@ -154,3 +154,15 @@ def test_names():
 def test_plot_has_a_panel_for_each_teacher_stage():
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in ramp().plot().axes]
     assert [t for t in titles if t.startswith("Teacher stage")] == ["Teacher stage 1", "Teacher stage 2"]
+
+
+def test_told_at_fewer_moments_it_is_nearly_the_same():
+    """As the zoo keeps a process of thousands of steps."""
+    paths = all_pathways(2, 2, "A")
+    slow = torch.linspace(0, 1, 401)[:, None] * torch.tensor([1.0, 2.0, -0.5, 0.0]) + 0.6
+    process = Process(slow, paths, "biased-softmax", 0.5, {"teacher": "a"})
+    few = process.resampled(9)
+    assert (len(few), few.facts, few.tau) == (9, process.facts, 0.5)
+    for fraction in (0.0, 0.13, 0.5, 0.77, 1.0):
+        torch.testing.assert_close(few.raw(fraction), process.raw(fraction))
+    assert torch.equal(process.resampled(1).raw(0.9), process.raw(0.0))
