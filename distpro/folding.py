@@ -39,6 +39,8 @@ def folded(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[nn.Module
     Equivalent to: a copy with weight = weight * gamma / sqrt(var + eps) and the bias that belongs to it.
     """
     twin = copy.deepcopy(model).eval()
+    for own, its in zip(model.modules(), twin.modules(), strict=True):
+        its._forward_hooks.update(own._forward_hooks)  # who reads the model by hooks reads the copy, too
     made: dict[int, nn.Conv2d] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
     calls: Counter[nn.Module] = Counter()

@@ -78,7 +78,7 @@ def moving(count):
         ("distpro", {"transforms": "AE", "kd_weight": 0.5}, RECIPE),
         (
             "distpro",
-            {"transforms": "A", "logit_pathways": ["KD", "DKD", "DIST", "LSKD"]},
+            {"transforms": "A", "logit_pathways": LOGITS, "kd_weight": 0.5},
             Recipe(epochs=2, lr=0.05, grad_accum_steps=2),
         ),
     ],

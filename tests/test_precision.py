@@ -68,8 +68,8 @@ def test_the_loss_curve_of_a_distillation_stays(digits, precision, tolerance):
 def test_the_loss_curve_and_the_weights_of_a_search_stay(digits):
     validation = digits.test.loader(16, shuffle=True, augment=False, seed=1)
     steps = [searching(p, validation) for p in (Precision(), BF16)]
-    curves = [losses_of(step, digits).unfold(0, 50, 50).mean(1) for step in steps]
-    # Adam on z amplifies rounding: two float32 searches whose tangents round otherwise end 0.02 apart, these 0.08
+    curves = [losses_of(step, digits).unfold(0, 100, 100).mean(1) for step in steps]
+    # Adam on z amplifies rounding, ever more: float32 in the other layout is 0.01 away in the second half, this 0.08
     torch.testing.assert_close(curves[1], curves[0], rtol=0.1, atol=0)
     moved = steps[0].z - 1
     assert moved.abs().max() > 0.3

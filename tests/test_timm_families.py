@@ -106,7 +106,7 @@ def a_train_step(student, teacher, size, kind):
     teacher.train()  # as a user's own loop might
     seen = times_run(student)
     optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=1e-3)
-    losses = distiller(*pictures(size))
+    losses = distiller(*pictures(size), progress=1.0)
     losses["loss"].backward()
     optimizer.step()
 
