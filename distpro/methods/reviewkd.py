@@ -42,7 +42,8 @@ class ReviewKD(Method):
     """CE + kd_weight * warm-up * the sum over stages of HCL(ABF(student), teacher), the pooled feature too.
 
     kd_weight is 0.6 to 8 by pair in the authors' recipe; stages are compared one to one. Features are pre-ReLU on
-    both sides, as the authors have it on ImageNet; their CIFAR students are read after the ReLU, WRNs before the last BN.
+    both sides, as the authors have it on ImageNet; their CIFAR students are read after the ReLU, WRNs before their last
+    BN.
     """
 
     pooled = True
