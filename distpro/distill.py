@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -18,6 +17,9 @@ from distpro.planned_step import Plan, PlannedStep, graphed
 from distpro.process import Process
 from distpro.recipe import Recipe
 
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
+
 
 class DistillStep(PlannedStep):
     """One step of the student, and of the method's own blocks, down the gradient of the distiller's loss."""
@@ -27,8 +29,11 @@ class DistillStep(PlannedStep):
         self.moving = distiller.trainable_parameters()
         self.optimizer = recipe.optimizer(self.moving)
         self.average: ModelEmaV3 | None = None
-        self.taken = 0
-        if recipe.ema is not None:  # torch's AveragedModel waits for a GPU at every step
+        self.averaged = 0  # steps
+        if recipe.ema is not None:
+            from timm.utils import ModelEmaV3  # here, because importing timm takes seconds
+
+            # torch's AveragedModel waits for a GPU at every step
             self.average = ModelEmaV3(distiller.student.model, recipe.ema, foreach=True)
 
     def plan(self, progress: float) -> Plan:
@@ -53,9 +58,9 @@ class DistillStep(PlannedStep):
         return {name: value.detach() for name, value in losses.items()}
 
     def after(self) -> None:
-        self.taken += 1
         if self.average is not None:
-            self.average.update(self.distiller.student.model, self.taken)
+            self.averaged += 1
+            self.average.update(self.distiller.student.model, self.averaged)
 
     def settle(self) -> None:
         averages = [] if self.average is None else [self.average]
@@ -63,19 +68,21 @@ class DistillStep(PlannedStep):
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher is an input, not a result: it is left out."""
-        state = {
+        state: dict[str, Any] = {
             "student": self.distiller.student.model.state_dict(),
             "method": self.distiller.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return state if self.average is None else state | {"average": self.average.state_dict(), "taken": self.taken}
+        if self.average is not None:
+            state |= {"average": self.average.state_dict(), "averaged": self.averaged}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.distiller.student.model.load_state_dict(state["student"])
         self.distiller.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
-            self.taken = state["taken"]
+            self.averaged = state["averaged"]
             self.average.load_state_dict(state["average"])
 
     def result(self) -> nn.Module:

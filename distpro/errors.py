@@ -7,9 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 FIRST_SPEAKS = 10.0  # seconds in which torchrun ends the other processes, so that a mistake is told once
 
@@ -42,15 +40,6 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
 def flag(name: str) -> str:
     """The flag of a configuration's value: `kd_weight` is --kd-weight."""
     return "--" + name.replace("_", "-")
-
-
-@contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Ctrl-C in here says how to go on with what the folder holds."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"continue with --resume --output {folder}") from None
 
 
 def run_command(main: Callable[[], None]) -> None:

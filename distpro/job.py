@@ -160,12 +160,13 @@ class Job:
         for kind in METHODS:
             try:
                 self._check(student, kind)
-                fitting |= {kind, "uniform"} if kind == "distpro" else {kind}
+                fitting.add(kind)
             except UserError as error:
                 self.console.warn(f"{kind} is left out: {error}")
+        every = dict.fromkeys([*LABELS, *METHODS])
         if self.config.process == "uniform":  # then that is what distpro is
-            fitting.discard("uniform")
-        return [method for method in dict.fromkeys([*LABELS, *METHODS]) if method in fitting]
+            del every["uniform"]
+        return [method for method in every if _kind(method) in fitting]
 
     def _check(self, student: nn.Module, kind: str) -> None:
         """Make the method for this pair once, for the mistakes it finds."""

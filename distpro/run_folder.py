@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,15 @@ def same_run(folder: Path, config: Config) -> None:
                 f"'{folder}' was begun with {name} = {theirs[name]}, not {value}: "
                 f"resume it as it was, or choose another --output"
             )
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Ctrl-C in here says how to go on with what the folder holds."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"continue with --resume --output {folder}") from None
 
 
 def write_summary(folder: Path, rows: list[dict[str, Any]]) -> None:

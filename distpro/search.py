@@ -6,11 +6,11 @@ import json
 
 from distpro import parallel
 from distpro.console import Console
-from distpro.errors import resumable, run_command
+from distpro.errors import run_command
 from distpro.flags import parse
 from distpro.job import Job
 from distpro.report import save_figure
-from distpro.run_folder import open_folder
+from distpro.run_folder import open_folder, resumable
 
 
 def main() -> None:

@@ -14,13 +14,13 @@ from distpro import parallel
 from distpro.config import Config
 from distpro.console import Console
 from distpro.env import collect, commit, device_name
-from distpro.errors import resumable, run_command
+from distpro.errors import run_command
 from distpro.files import whole_file
 from distpro.flags import parse
 from distpro.job import Job
 from distpro.process import Process
 from distpro.report import write_report
-from distpro.run_folder import check_folder, open_folder, write_summary
+from distpro.run_folder import check_folder, open_folder, resumable, write_summary
 
 
 def train(config: Config, command: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from distpro.pathways import Pathways, all_pathways
 from distpro.search_step import SearchStep
 
 IMAGE, STEPS = (1, 8, 8), 24
+LOGITS = ["KD", "DKD", "DIST", "LSKD"]
 RECIPE = Recipe(epochs=2, lr=0.05)  # cosine: the rate is another one at every step
 
 

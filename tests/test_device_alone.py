@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from steps import STEPS, batches, distill_step, search_step
+from steps import LOGITS, STEPS, batches, distill_step, search_step
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,7 +21,6 @@ from distpro.planned_step import Graphed
 from distpro.precision import Precision
 
 META = torch.device("meta")
-LOGITS = ["KD", "DKD", "DIST", "LSKD"]
 
 
 class OnTheHost(TorchDispatchMode):

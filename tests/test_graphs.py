@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from steps import RECIPE, STEPS, batches, distill_step, pair, search_step
+from steps import LOGITS, RECIPE, STEPS, batches, distill_step, pair, search_step
 from tape import Tape
 from torch import nn
 
@@ -18,7 +18,6 @@ from distpro.pathways import all_pathways
 from distpro.planned_step import Graphed, graphed
 from distpro.sgd import SGD
 
-LOGITS = ["KD", "DKD", "DIST", "LSKD"]
 GPU = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 )

@@ -24,13 +24,14 @@ def test_hcl_value_and_gradient(shape):
 
 
 @pytest.mark.parametrize("distance", ["hcl", "l2", "l1"])
-def test_the_loss_is_the_weighted_sum(distance):
+def test_weighted_sum_and_gradcheck(distance):
     torch.manual_seed(0)
     students = [torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     teachers = [torch.randn(2, 2, 5, 4, dtype=torch.float64) for _ in range(3)]
     weights = torch.rand(3, dtype=torch.float64, requires_grad=True)
     loss, per_pathway = pathway_loss(students, teachers, weights, distance)
     torch.testing.assert_close(loss, (weights * per_pathway).sum())
+    assert torch.autograd.gradcheck(lambda w, *s: pathway_loss(s, teachers, w, distance), (weights, *students))
 
 
 def test_plain_distances_and_tokens():

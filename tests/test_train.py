@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -220,3 +222,9 @@ def test_online_learns_the_process_in_the_distillation(tmp_path):
     model.load_state_dict(student)
     assert result["top1"]["distpro"] > 20  # the student that is kept is the one that was trained
     assert "online" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_job_of_the_zoo_s_networks_does_without_timm():
+    """Its import takes a second of every start."""
+    program = "import sys, distpro.train; distpro.train.parse([]); sys.exit('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
