@@ -4,9 +4,20 @@ from distpro.distill import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
 from distpro.features import Features, Teacher
-from distpro.gradient_search import search
+from distpro.gradient_search import search_by_gradient
 from distpro.process import Process
 from distpro.recipe import Recipe
+from distpro.trials import search_by_trials
 
 __version__ = "0.1.0"
-__all__ = ["Distiller", "Features", "Process", "Recipe", "Teacher", "UserError", "distill", "search"]
+__all__ = [
+    "Distiller",
+    "Features",
+    "Process",
+    "Recipe",
+    "Teacher",
+    "UserError",
+    "distill",
+    "search_by_gradient",
+    "search_by_trials",
+]

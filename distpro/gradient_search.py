@@ -21,7 +21,7 @@ from distpro.search_step import SearchStep
 from distpro.tasks import Classification
 
 
-def search(
+def search_by_gradient(
     student: nn.Module,
     teacher: nn.Module,
     train: Any,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from distpro.data import Split, arranged, holdout
-from distpro.gradient_search import search
+from distpro.gradient_search import search_by_gradient
 from distpro.process import TAU, Process
 from distpro.recipe import Recipe
 from distpro.trials import search_by_trials
@@ -48,7 +48,6 @@ def by_trials(job: Job) -> Process:
         job.train_loader(train),
         job.test_loader(validation),
         config.student_recipe(config.search_epochs),
-        job.pathways,
         seeds=range(config.seed, config.seed + config.trial_seeds),
         record=job.folder / "trials.json",
         facts=_facts(job, config.search_epochs) | {"hypergradient": "none: trials"},
@@ -66,7 +65,7 @@ def by_trials(job: Job) -> Process:
 def _by_gradient(job: Job, student: nn.Module, recipe: Recipe, checkpoint: str, **options: Any) -> Process:
     config = job.config
     train, validation = _split(job)
-    return search(
+    return search_by_gradient(
         student,
         job.teacher,
         job.train_loader(train),

@@ -7,6 +7,7 @@ one step ahead (`distpro.gradient_search`) does not see that; a short training a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from torch import nn
 
 from distpro.distill import distill
 from distpro.errors import UserError
+from distpro.features import Features
 from distpro.files import whole_file
-from distpro.pathways import Pathway
+from distpro.loop import picture_shape
+from distpro.pathways import Pathway, all_pathways
 from distpro.process import Process
 from distpro.recipe import Recipe
 
@@ -61,10 +64,16 @@ def search_by_trials(
     student: Callable[[int], nn.Module],
     teacher: nn.Module,
     train: Any,
-    test: Any,
+    validation: Any,
     recipe: Recipe,
-    paths: Sequence[Pathway],
     *,
+    image: Sequence[int] | None = None,
+    student_layers: Sequence[str] | None = None,
+    teacher_layers: Sequence[str] | None = None,
+    transforms: str = "ABC",
+    pathways: str = "all",
+    pooled: bool = False,
+    logit_pathways: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     record: Path | None = None,
     facts: dict[str, Any] | None = None,
@@ -72,19 +81,23 @@ def search_by_trials(
 ) -> Process:
     """A constant process of the kinds of pathways without which short trainings end worse.
 
-    Stepwise selection: beginning with the best of all kinds together and each kind alone, a kind is taken in or left
-    out as long as that raises top-1 on `test`, the best such step first. First kinds by the distance between the
-    stages, then by the transform. All trials share their seeds, initial weights and batches, and the pathways of a
-    trial share the same total weight.
+    Kinds are chosen by the distance between the stages, then by the transform (see `stepwise`). All trials share
+    their seeds, initial weights and batches, and the pathways of a trial share the same total weight.
 
     student: makes a student from a seed.
-    train, test: iterables of `(x, y)` with a length, of disjoint pictures, neither of them the real test pictures.
+    train, validation: iterables of `(x [N, C, H, W], y [N])` with a length, of disjoint pictures; neither may be
+        those that the students are tested on in the end.
     recipe: of one trial; it should let the learning rate fall to 0.
-    paths: what there is to choose from, as `options` make them.
+    transforms, pathways, pooled, logit_pathways: what there is to choose from (see `all_pathways`).
     seeds: a choice is judged by the mean over them.
     record: a JSON file that keeps the trials; those it has already are not run again.
-    options: of `distill` (kd_weight, transforms, precision, observer, ...).
+    facts: what the process is to say of where it is from, besides the trials.
+    options: of `distill` (kd_weight, precision, observer, ...).
     """
+    shape = picture_shape(train, image)
+    teaching = Features(teacher, shape, teacher_layers, pooled).shapes
+    learning = Features(student(seeds[0]), shape, student_layers, pooled).shapes
+    paths = all_pathways(len(teaching), len(learning), transforms, pathways, logit_pathways)
     if len(paths) < 2:
         raise UserError("a search by trials needs at least two pathways")
     known: list[Trial] = []
@@ -95,9 +108,23 @@ def search_by_trials(
         for trial in known:
             if (trial.kept, trial.seed) == (kept, seed):
                 return trial
-        process = chosen(paths, kept)
-        name = f"trial {len(known) + 1}"
-        rows = distill(student(seed), teacher, train, recipe, process=process, test=test, name=name, **options)
+        rows = distill(
+            student(seed),
+            teacher,
+            train,
+            recipe,
+            process=chosen(paths, kept),
+            test=validation,
+            image=shape,
+            student_layers=student_layers,
+            teacher_layers=teacher_layers,
+            transforms=transforms,
+            pathways=pathways,
+            pooled=pooled,
+            logit_pathways=logit_pathways,
+            name=f"trial {len(known) + 1}",
+            **options,
+        )
         seconds = sum(row["seconds"] for row in rows)
         known.append(Trial(kept, seed, rows[-1]["test_top1"], round(seconds, 2)))
         if record is not None:
@@ -109,28 +136,41 @@ def search_by_trials(
         return sum(run(kept, seed).top1 for seed in seeds) / len(seeds)
 
     kept = tuple(range(len(paths)))
-    told: dict[tuple[str, ...], float] = {}
+    worth: dict[frozenset[str], float] = {}
     for kind in KINDS:
-        names = list(dict.fromkeys(kind(paths[p]) for p in kept))
-        if len(names) == 1:
-            continue
-        among = kept
-
-        def measured(choice: frozenset[str], kind: Any = kind, among: tuple[int, ...] = among) -> float:
-            value = top1(tuple(p for p in among if kind(paths[p]) in choice))
-            told[tuple(sorted(choice))] = round(value, 2)
-            return value
-
-        start = {choice: measured(choice) for choice in [frozenset(names), *(frozenset([name]) for name in names)]}
-        choice = max(start, key=start.__getitem__)
-        best = start[choice]
-        while True:
-            steps = {step: measured(step) for name in names if (step := choice ^ {name})}
-            ahead = max(steps, key=steps.__getitem__)
-            if steps[ahead] <= best:
-                break
-            choice, best = ahead, steps[ahead]
-        kept = tuple(p for p in kept if kind(paths[p]) in choice)
+        kept, seen = stepwise(paths, kept, kind, top1)
+        worth |= seen
+    told = [{"kinds": sorted(kinds), "top1": round(value, 2)} for kinds, value in worth.items()]
     seconds = round(sum(trial.seconds for trial in known), 2)
-    seen = [{"kinds": list(kinds), "top1": value} for kinds, value in told.items()]
-    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": seen})
+    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": told})
+
+
+def stepwise(
+    paths: Sequence[Pathway],
+    among: tuple[int, ...],
+    kind: Callable[[Pathway], str],
+    top1: Callable[[tuple[int, ...]], float],
+) -> tuple[tuple[int, ...], dict[frozenset[str], float]]:
+    """Which of the pathways `among` (by index) to keep, and what each choice of kinds was worth.
+
+    Beginning with the best of all kinds together and each kind alone, a kind is taken in or left out as long as that
+    raises `top1(kept)`, the best such step first.
+    """
+    names = list(dict.fromkeys(kind(paths[p]) for p in among))
+    if len(names) == 1:
+        return among, {}
+
+    def of(kinds: frozenset[str]) -> tuple[int, ...]:
+        return tuple(p for p in among if kind(paths[p]) in kinds)
+
+    steps = [frozenset(names), *(frozenset([name]) for name in names)]
+    choice, best = steps[0], -math.inf
+    worth: dict[frozenset[str], float] = {}
+    while True:
+        for step in steps:
+            worth.setdefault(step, top1(of(step)))
+        ahead = max(steps, key=worth.__getitem__)
+        if worth[ahead] <= best:
+            return of(choice), worth
+        choice, best = ahead, worth[ahead]
+        steps = [choice ^ {name} for name in names if choice != {name}]

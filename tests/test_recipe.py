@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from distpro import search_by_gradient
 from distpro.config import Config, fill
 from distpro.data import create_dataset
 from distpro.distill import DistillStep, distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
-from distpro.gradient_search import search
 from distpro.loop import Observer
 from distpro.models import create_model
 from distpro.recipe import Recipe
@@ -126,7 +126,7 @@ def test_a_batch_in_parts_gives_the_same_step():
 def test_a_search_by_gradient_refuses_parts():
     model = create_model("resnet8", 10, 1)
     with pytest.raises(UserError, match="--grad-accum-steps is of the distillation"):
-        search(model, model, [], [], Recipe(1, grad_accum_steps=2))
+        search_by_gradient(model, model, [], [], Recipe(1, grad_accum_steps=2))
 
 
 def test_a_training_ends_after_so_many_steps_of_its_schedule(tmp_path):

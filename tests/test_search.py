@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from distpro import Process, Recipe, UserError, distill, search
+from distpro import Process, Recipe, UserError, distill, search_by_gradient
 from distpro.data import create_dataset, holdout
 from distpro.features import Features, Teacher
 from distpro.loop import fit
@@ -44,7 +44,9 @@ def step_of(**options):
 def test_a_process_of_every_step():
     student, teacher = pair()
     before = copy.deepcopy(student.state_dict())
-    process = search(student, teacher, batches(5), batches(2, 1), RECIPE, transforms="AB", facts={"pair": "x"})
+    process = search_by_gradient(
+        student, teacher, batches(5), batches(2, 1), RECIPE, transforms="AB", facts={"pair": "x"}
+    )
     assert process.z.shape == (10, 18)
     assert torch.equal(process.z[0], torch.ones(18))  # the paper's start
     assert torch.equal(process.z[1], process.z[0])  # at the start of the warm-up no pathway counts
@@ -192,7 +194,7 @@ def test_a_loss_that_is_not_finite_ends_with_a_sentence(tmp_path):
     student, teacher = pair()
     bad = [(x * torch.inf, y) for x, y in batches(3)]
     with pytest.raises(UserError, match=r"not finite any more \(search, epoch 1\): lower --lr"):
-        search(student, teacher, bad, batches(2, 1), RECIPE, transforms="A")
+        search_by_gradient(student, teacher, bad, batches(2, 1), RECIPE, transforms="A")
 
 
 def test_a_torn_checkpoint_is_named(tmp_path):
@@ -221,7 +223,9 @@ def test_on_the_digits_a_searched_process_beats_no_distillation():
     alone, searched = [], []
     for seed in range(3):
         train, validation = holdout(data.train, 0.2, seed)
-        process = search(fresh(seed), teacher, loader(train, seed), loader(validation, seed), recipe, **options)
+        process = search_by_gradient(
+            fresh(seed), teacher, loader(train, seed), loader(validation, seed), recipe, **options
+        )
         student = fresh(seed)
         distill(student, teacher, loader(data.train, seed), recipe, process=process, **options)
         searched.append(Classification().evaluate(student, test).top1)

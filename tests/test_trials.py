@@ -9,6 +9,7 @@ from commands import SHORT, run
 import distpro.trials
 from distpro import Process, Recipe
 from distpro.errors import UserError
+from distpro.models import create_model
 from distpro.pathways import Pathway, all_pathways
 from distpro.trials import by_depth, chosen, search_by_trials
 
@@ -27,6 +28,7 @@ def planted(monkeypatch):
     calls = []
 
     def distill(student, teacher, train, recipe, *, process, test, name, **options):
+        student = student.seed
         weights = process.at(0.5)
         assert weights.sum() == pytest.approx(1, abs=1e-5)
         kept = weights.nonzero().flatten().tolist()
@@ -41,8 +43,16 @@ def planted(monkeypatch):
     return planted
 
 
+def network(seed=0):
+    model = create_model("wrn_10_1", 10, in_chans=1)
+    model.seed = seed
+    return model
+
+
 def search(**options):
-    return search_by_trials(lambda seed: seed, None, None, None, Recipe(1), PATHS, **options)
+    what = {"pooled": True, "transforms": "AB", "logit_pathways": ["KD"]} | options
+    batches = [(torch.zeros(2, 1, 8, 8), torch.zeros(2))]
+    return search_by_trials(network, network(), batches, batches, Recipe(1), **what)
 
 
 @pytest.mark.parametrize("seeds", [(0,), (3, 4)])
@@ -89,7 +99,7 @@ def test_distances():
 
 def test_one_pathway_is_nothing_to_choose_from(planted):
     with pytest.raises(UserError, match="at least two pathways"):
-        search_by_trials(lambda seed: seed, None, None, None, Recipe(1), PATHS[:1])
+        search(transforms="", logit_pathways=["KD"])
 
 
 def test_a_chosen_process_drops_the_rest(tmp_path):
