@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from distpro import parallel
 from distpro.errors import UserError
@@ -26,25 +29,29 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the place of `path` once the block ends without error.
 
     A reader, or a job killed in between, finds the old file or the new one, never half of one. Of the processes of a
-    job the first one's file stays; the others write to a path of no consequence.
+    job the first one's file stays; the others write to a path of no consequence. A `UserError` where it cannot be
+    written.
     """
     if not parallel.first():
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / Path(path).name
         return
-    path = Path(path)
+    path, part = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
-    os.close(handle)
-    part = Path(name)
-    try:
+        os.close(handle)
+        part = Path(name)
         yield part
         mask = os.umask(0)
         os.umask(mask)
         part.chmod(0o666 & ~mask)
         part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
+    except (RuntimeError, SafetensorError) as error:  # what torch.save and safetensors make of a full disk
+        free = shutil.disk_usage(path.parent).free // 2**20
+        raise UserError(f"cannot write '{path}', where {free} MB are free: {str(error).splitlines()[0]}") from error
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)

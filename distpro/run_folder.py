@@ -54,9 +54,8 @@ def same_run(folder: Path, config: Config) -> None:
     """A `UserError` where the run in `folder` was begun with flags, of those that change results, unlike these."""
     theirs = yaml.safe_load((folder / "args.yaml").read_text()) or {}
     for name, value in config.plain().items():
-        if (
-            name in theirs and name not in ELSEWHERE and theirs[name] != value
-        ):  # a flag that is newer than the run is none
+        # a flag that is newer than the run is none
+        if name in theirs and name not in ELSEWHERE and theirs[name] != value:
             raise UserError(
                 f"'{folder}' was begun with {name} = {theirs[name]}, not {value}: "
                 f"resume it as it was, or choose another --output"

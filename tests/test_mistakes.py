@@ -1,5 +1,7 @@
 """What is wrong in a job's flags and files is told in one sentence, before anything is trained or written."""
 
+import resource
+import signal
 import sys
 from typing import get_args, get_type_hints
 
@@ -11,7 +13,7 @@ from commands import SHORT, mistake, run
 import distpro.flags
 import distpro.job
 import distpro.train
-from distpro import Process
+from distpro import Process, Recipe, distill
 from distpro.config import Config
 from distpro.data import LOADERS
 from distpro.errors import UserError
@@ -22,6 +24,7 @@ from distpro.pathways import DIRECTIONS, all_pathways
 from distpro.precision import DTYPES
 from distpro.process import NORMALISATIONS
 from distpro.recipe import SCHEDULES
+from distpro.report import save_figure, write_csv
 from distpro.run_folder import check_folder
 from distpro.search_step import HYPERGRADIENTS
 
@@ -117,6 +120,34 @@ def test_an_output_that_cannot_be_is_told_before_work(words, tmp_path, monkeypat
     assert f"cannot write to '{tmp_path}/new/run': no permission for '{tmp_path}'" in mistake(
         *words, "--output", tmp_path / "new/run"
     )
+
+
+@pytest.fixture
+def short_of_space():
+    """Files may have 1000 bytes: for what writes them, a full disk."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_told_in_a_sentence(tmp_path, short_of_space):
+    process = Process.uniform(all_pathways(4, 4, "ABC"))
+    network, batches = create_model("wrn_10_1", 10, in_chans=1), [(torch.zeros(2, 1, 8, 8), torch.zeros(2).long())]
+    writers = {
+        "process": process.save,
+        "student": lambda path: save_weights(network, path),
+        "summary": lambda path: write_csv(path, [{"row": i, "of": "many"} for i in range(500)]),
+        "figure.svg": lambda path: save_figure(process.plot(), path),
+        "last.pt": lambda path: distill(network, None, batches, Recipe(1), method="none", checkpoint=path),
+    }
+    for name, write in writers.items():
+        (tmp_path / name).write_text("the old one")
+        with pytest.raises(UserError, match=rf"cannot write '{tmp_path}/{name}'(, where \d+ MB are free)?: \S"):
+            write(tmp_path / name)
+        assert (tmp_path / name).read_text() == "the old one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(writers)
 
 
 def test_home_is_spelt_out_wherever_it_stands(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -46,17 +46,14 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write the model's state dict to `path` as safetensors, under the model's own names.
 
     The file appears whole or not at all. Tensors that share memory are written once for each name, so that
-    every reader finds every name. Of the processes of a job the first one writes. Raises UserError where the file
-    cannot be written.
+    every reader finds every name. Of the processes of a job the first one writes. A `UserError` where the file cannot
+    be written.
     """
     if not parallel.first():
         return
     state = {key: value.detach().cpu().contiguous().clone() for key, value in _unwrapped(model).state_dict().items()}
-    try:
-        with whole_file(path) as part:
-            save_file(state, part, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write weights to '{path}': {error}") from error
+    with whole_file(path) as part:
+        save_file(state, part, metadata={"format": "pt"})
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
