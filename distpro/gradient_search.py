@@ -8,17 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from distpro import parallel
+from distpro.distiller import Distiller
 from distpro.errors import UserError
-from distpro.features import Features, Teacher, same_classes
 from distpro.loop import Observer, fit, picture_shape
-from distpro.pathways import Pathways, all_pathways
+from distpro.methods import DistPro
 from distpro.planned_step import graphed
-from distpro.precision import PLAIN, Precision
 from distpro.process import TAU, WARM_UP, Process
 from distpro.recipe import Recipe
 from distpro.search_step import SearchStep
-from distpro.tasks import Classification
 
 
 def search_by_gradient(
@@ -29,20 +26,15 @@ def search_by_gradient(
     recipe: Recipe,
     *,
     image: Sequence[int] | None = None,
-    student_layers: Sequence[str] | None = None,
-    teacher_layers: Sequence[str] | None = None,
-    transforms: str = "ABC",
-    pathways: str = "all",
-    distance: str = "hcl",
-    pooled: bool = False,
-    logit_pathways: Sequence[str] = (),
-    precision: Precision = PLAIN,
     kd_weight: float = 1.0,
     warm_up: float = WARM_UP,
-    sync_bn: bool = False,
     normalisation: str = "biased-softmax",
+    hypergradient: str = "exact",
+    alpha_lr: float = 0.05,
+    alpha_first: bool = False,
+    alpha_every: int = 1,
+    literal_xi: bool = False,
     tau: float | None = TAU,
-    facts: dict[str, Any] | None = None,
     test: Any = None,
     history: list[dict[str, float]] | None = None,
     name: str = "search",
@@ -61,42 +53,39 @@ def search_by_gradient(
         and 20 % of the training set).
     test: where given, the student's accuracy on it is measured after every epoch, and chooses nothing.
     history: is filled with one row an epoch (losses, lr, seconds, test accuracy).
-    sync_bn: BN over the batches of all processes of a job (see `distpro.parallel`).
+    hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi: see `SearchStep`.
     cuda_graphs: see `distpro.graphs`; by default where there is a GPU.
-    options: of `SearchStep` (hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi).
+    options: of `Distiller` (transforms, pathways, pooled, precision, student_layers, sync_bn, ...).
     """
     if recipe.grad_accum_steps > 1:
         raise UserError("--grad-accum-steps is of the distillation: a search by gradient takes whole batches")
     shape = picture_shape(train, image)
     picture_shape(validation, shape)  # there has to be one
-    reader = Features(student, shape, student_layers, pooled).train()
-    frozen = Teacher(teacher, shape, teacher_layers, pooled, precision)
-    reader.need_stages()
-    frozen.need_stages()
-    if logit_pathways:
-        same_classes(reader, frozen, "a logit pathway")
-    paths = all_pathways(len(frozen.shapes), len(reader.shapes), transforms, pathways, logit_pathways)
-    blocks = Pathways(paths, reader.shapes, frozen.shapes, distance).to(next(student.parameters()).device)
-    for part in (reader, blocks) if sync_bn else ():
-        parallel.synchronise(part)
-    optimizer = recipe.optimizer([*reader.parameters(), *blocks.parameters()])
+    distiller = Distiller(student, teacher, image=shape, **options).train()
+    assert distiller.teacher is not None
+    assert isinstance(distiller.method, DistPro)
+    optimizer = recipe.optimizer(distiller.trainable_parameters())
     step = SearchStep(
-        reader,
-        frozen,
-        blocks,
+        distiller.student,
+        distiller.teacher,
+        distiller.method.paths,
         optimizer,
         validation,
         steps=recipe.epochs * len(train),
         kd_weight=kd_weight,
         warm_up=warm_up,
         normalisation=normalisation,
-        precision=precision,
+        hypergradient=hypergradient,
+        alpha_lr=alpha_lr,
+        alpha_first=alpha_first,
+        alpha_every=alpha_every,
+        literal_xi=literal_xi,
+        precision=distiller.precision,
         label_smoothing=recipe.label_smoothing,
-        **options,
     )
 
     def evaluate() -> dict[str, float]:
-        metrics = Classification().evaluate(reader, test)
+        metrics = distiller.task.evaluate(student, test)
         return {f"test_{k}": v for k, v in metrics._asdict().items()}
 
     rows = fit(
@@ -113,5 +102,5 @@ def search_by_gradient(
     )
     if history is not None:
         history += rows
-    facts = {**(facts or {}), "steps": step.taken, "seconds": round(sum(row["seconds"] for row in rows), 2)}
-    return Process(step.z_record[: step.taken], paths, normalisation, tau, facts)
+    facts = {"steps": step.taken, "seconds": round(sum(row["seconds"] for row in rows), 2)}
+    return Process(step.z_record[: step.taken], step.pathways.pathways, normalisation, tau, facts)

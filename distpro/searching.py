@@ -42,7 +42,7 @@ def by_trials(job: Job) -> Process:
     """By short trainings, on the same split of the training pictures."""
     config = job.config
     train, validation = _split(job)
-    return search_by_trials(
+    process = search_by_trials(
         lambda seed: job.network(str(config.student), "student", seed=seed),
         job.teacher,
         job.train_loader(train),
@@ -50,7 +50,6 @@ def by_trials(job: Job) -> Process:
         config.student_recipe(config.search_epochs),
         seeds=range(config.seed, config.seed + config.trial_seeds),
         record=job.folder / "trials.json",
-        facts=_facts(job, config.search_epochs) | {"hypergradient": "none: trials"},
         image=job.data.shape,
         student_layers=config.student_layers,
         teacher_layers=config.teacher_layers,
@@ -60,12 +59,14 @@ def by_trials(job: Job) -> Process:
         observer=job.console,
         **job.options("distpro", None),
     )
+    process.facts = _facts(job, config.search_epochs) | {"hypergradient": "none: trials"} | process.facts
+    return process
 
 
 def _by_gradient(job: Job, student: nn.Module, recipe: Recipe, checkpoint: str, **options: Any) -> Process:
     config = job.config
     train, validation = _split(job)
-    return search_by_gradient(
+    process = search_by_gradient(
         student,
         job.teacher,
         job.train_loader(train),
@@ -84,13 +85,14 @@ def _by_gradient(job: Job, student: nn.Module, recipe: Recipe, checkpoint: str, 
         alpha_first=config.alpha_first,
         alpha_every=config.alpha_every or 1,
         literal_xi=bool(config.literal_xi),
-        facts=_facts(job, recipe.epochs),
         checkpoint=job.folder / checkpoint,
         resume=config.resume,
         observer=job.console,
         **job.options("distpro", None),
         **options,
     )
+    process.facts = _facts(job, recipe.epochs) | process.facts
+    return process
 
 
 def _split(job: Job) -> tuple[Split, Split]:

@@ -36,11 +36,11 @@ class Trial(NamedTuple):
     seconds: float
 
 
-def chosen(pathways: Sequence[Pathway], kept: Sequence[int], facts: dict[str, Any] | None = None) -> Process:
+def chosen(pathways: Sequence[Pathway], kept: Sequence[int]) -> Process:
     """A constant process in which the pathways `kept` share the weight evenly and the others are dropped."""
     z = torch.full((len(pathways),), DROPPED)
     z[list(kept)] = 1.0
-    return Process.constant(z, pathways, normalisation="softmax", facts=facts)
+    return Process.constant(z, pathways, normalisation="softmax")
 
 
 def by_depth(pathway: Pathway) -> str:
@@ -76,7 +76,6 @@ def search_by_trials(
     logit_pathways: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     record: Path | None = None,
-    facts: dict[str, Any] | None = None,
     **options: Any,
 ) -> Process:
     """A constant process of the kinds of pathways without which short trainings end worse.
@@ -91,7 +90,6 @@ def search_by_trials(
     transforms, pathways, pooled, logit_pathways: what there is to choose from (see `all_pathways`).
     seeds: a choice is judged by the mean over them.
     record: a JSON file that keeps the trials; those it has already are not run again.
-    facts: what the process is to say of where it is from, besides the trials.
     options: of `distill` (kd_weight, precision, observer, ...).
     """
     shape = picture_shape(train, image)
@@ -142,7 +140,9 @@ def search_by_trials(
         worth |= seen
     told = [{"kinds": sorted(kinds), "top1": round(value, 2)} for kinds, value in worth.items()]
     seconds = round(sum(trial.seconds for trial in known), 2)
-    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": told})
+    process = chosen(paths, kept)
+    process.facts = {"trials": len(known), "seconds": seconds, "top-1 of trials": told}
+    return process
 
 
 def stepwise(

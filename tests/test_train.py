@@ -182,7 +182,8 @@ def test_a_given_process_takes_another_tau(tmp_path):
 
 def test_a_search_hears_of_the_weight(monkeypatch):
     heard = {}
-    monkeypatch.setattr(distpro.searching, "search", lambda *_, **options: heard.update(options))
+    search = lambda *_, **options: heard.update(options) or Process.uniform(["t1-s1-E"])  # noqa: E731
+    monkeypatch.setattr(distpro.searching, "search_by_gradient", search)
     for flags, weight in (([], 3.0), (["--kd-weight", "0"], 0.0)):
         parsed = distpro.flags.parse(["--method", "distpro", "--grad-accum-steps", "2", *flags])
         distpro.searching.by_gradient(distpro.job.Job(parsed, distpro.job.Console()))
