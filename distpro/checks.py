@@ -71,14 +71,14 @@ def check(told: Any, filled: Any) -> None:
     """A `UserError` for the first thing that cannot be, in a `Config` as it was told and as it was filled in."""
     _limits(filled)
     for role in ("teacher", "student"):
-        _network(str(getattr(filled, role)))
+        _network(getattr(filled, role))
     if filled.method in ("all", "distpro"):
         _process(filled.process)
         _uses(told, filled)
     if filled.resume and filled.output is None:
         raise UserError("--resume needs the --output folder that it is to go on with")
     weights = {
-        "--teacher zoo:": str(filled.teacher).startswith(zoo.PREFIX),
+        "--teacher zoo:": filled.teacher.startswith(zoo.PREFIX),
         "--teacher-checkpoint": filled.teacher_checkpoint,
         "--teacher-pretrained": filled.teacher_pretrained,
     }

@@ -187,10 +187,35 @@ class Config:
     config: Path | None = None
     """YAML file whose keys are flags; flags on the command line win."""
 
+    def plain(self) -> dict[str, Any]:
+        """Every value as YAML and JSON have it."""
+        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+class Filled(Config):
+    """A configuration of which nothing is left out that a job needs: what `fill` makes of a `Config`."""
+
+    teacher: str
+    teacher_epochs: int
+    student: str
+    kd_weight: float
+    transforms: str
+    pathways: Literal["all", "review", "same"]
+    pooled: bool
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    sched: Literal["cosine", "step", "onecycle"]
+    search_epochs: int
+    val_fraction: float
+    search_by: Literal["gradient", "trials"]
+    alpha_every: int
+    literal_xi: bool
+
     def student_recipe(self, epochs: int | None = None) -> Recipe:
         """How the student is trained."""
-        if self.epochs is None or self.lr is None or self.weight_decay is None or self.sched is None:
-            return fill(self).student_recipe(epochs)
         return Recipe(
             epochs or self.epochs,
             self.lr,
@@ -205,6 +230,10 @@ class Config:
             max_steps=self.max_steps,
         )
 
+    def search_recipe(self) -> Recipe:
+        """The same in whole batches over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if by steps."""
+        return replace(self.student_recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75), grad_accum_steps=1)
+
     def precision(self) -> Precision:
         return Precision(
             DTYPES[self.amp_dtype] if self.amp else None,
@@ -212,53 +241,38 @@ class Config:
             DTYPES[self.teacher_precision] if self.teacher_precision else None,
         )
 
-    def search_recipe(self) -> Recipe:
-        """The same in whole batches over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if by steps."""
-        return replace(self.student_recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75), grad_accum_steps=1)
 
-    def plain(self) -> dict[str, Any]:
-        """Every value as YAML and JSON have it."""
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def fill(config: Config) -> Config:
+def fill(config: Config) -> Filled:
     """The same configuration with every value that was left out filled in."""
     config = _at_home(config)
     if config.dataset not in DEFAULTS:
         raise unknown("dataset", config.dataset, DEFAULTS)
     if config.method not in ("all", *METHODS):
         raise unknown("method", config.method, ("all", *METHODS))
-    if config.reviewkd_weight is None:
-        config = replace(config, reviewkd_weight=config.kd_weight)
-    cifar = config.dataset.startswith("cifar")
-    usual = DEFAULTS[config.dataset] | (FAST if config.recipe == "fast" else {})
-    if cifar:
-        usual |= {"paper": PAPER, "fast": FAST_WEIGHTS}.get(config.recipe or "", {})
+    cifar, online = config.dataset.startswith("cifar"), config.process == "online"
+    usual = {
+        "literal_xi": False,
+        "val_fraction": 0.1 if online else 0.2,
+        "alpha_every": 4 if online else 1,
+        **DEFAULTS[config.dataset],
+        **(FAST if config.recipe == "fast" else {}),
+        **({"paper": PAPER, "fast": FAST_WEIGHTS}.get(config.recipe or "", {}) if cifar else {}),
+    }
     if (config.search_by or usual["search_by"]) == "trials":
         usual |= {"search_epochs": TRIAL_EPOCHS, "literal_xi": False}
-    values = {k: v for k, v in usual.items() if getattr(config, k) is None}
-    filled = replace(config, **values)
-    if filled.dataset == "folder" and filled.loader is None:
-        filled = replace(filled, loader=default_loader())
-    if filled.dataset == "folder":
-        trained = normalisation(str(filled.teacher)) if filled.teacher_pretrained else None
-        mean, std = trained or (MEAN, STD)
-        filled = replace(filled, mean=filled.mean or mean, std=filled.std or std)
-    if filled.kd_weight is None:
-        pair = plain_name(str(filled.teacher)), plain_name(str(filled.student))
-        filled = replace(filled, kd_weight=KD_WEIGHTS.get(pair, 1.0))
-    if filled.reviewkd_weight is None:
-        filled = replace(filled, reviewkd_weight=filled.kd_weight)
-    if config.lr is None and plain_name(str(filled.student)) in SLOW_STUDENTS and cifar:
-        filled = replace(filled, lr=0.02)
-    online = config.process == "online"
-    if filled.val_fraction is None:
-        filled = replace(filled, val_fraction=0.1 if online else 0.2)
-    if filled.literal_xi is None:
-        filled = replace(filled, literal_xi=False)
-    if filled.alpha_every is None:
-        filled = replace(filled, alpha_every=4 if online else 1)
+    teacher, student = config.teacher or usual["teacher"], config.student or usual["student"]
+    if config.dataset == "folder":
+        trained = normalisation(teacher) if config.teacher_pretrained else None
+        usual |= dict(zip(("mean", "std"), trained or (MEAN, STD), strict=True))
+        usual["loader"] = default_loader()
+    if cifar and plain_name(student) in SLOW_STUDENTS:
+        usual["lr"] = 0.02
+    usual.setdefault("kd_weight", KD_WEIGHTS.get((plain_name(teacher), plain_name(student)), 1.0))
+    if config.kd_weight is not None:
+        usual["reviewkd_weight"] = config.kd_weight
+    usual.setdefault("reviewkd_weight", usual["kd_weight"])
+    told = {name: value for name, value in vars(config).items() if value is not None}
+    filled = Filled(**usual | told)
     check(config, filled)
     return filled
 

@@ -11,11 +11,11 @@ from typing import Any
 import tyro
 import yaml
 
-from distpro.config import Config, fill
+from distpro.config import Config, Filled, fill
 from distpro.errors import UserError, flag, unknown
 
 
-def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Config:
+def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Filled:
     """The configuration of a command line: flags over the --config file's keys over the defaults of the data set.
 
     Unknown flags and values end the program with exit code 2 and the nearest valid ones, as tyro words it.

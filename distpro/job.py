@@ -12,7 +12,7 @@ from torch import nn
 
 from distpro import parallel, searching, zoo
 from distpro.checks import NO_FILES
-from distpro.config import Config
+from distpro.config import Filled
 from distpro.console import Console
 from distpro.data import Growing, Loader, Split, arranged, create_dataset
 from distpro.distill import distill
@@ -46,7 +46,7 @@ class Job:
     Nothing is written before `open_folder`, so a mistake leaves no half-made folder.
     """
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Filled, console: Console) -> None:
         self.config, self.console = config, console
         self.device = parallel.begin(find_device(config.device))
         check_graphs(self.device, config.cuda_graphs)
@@ -67,7 +67,7 @@ class Job:
             cuda_graphs=config.cuda_graphs,
         )
         self.data = arranged(whole, config.eval_split, samples=config.train_samples)
-        name, weights = str(config.teacher), config.teacher_checkpoint
+        name, weights = config.teacher, config.teacher_checkpoint
         if name.startswith(zoo.PREFIX):
             weights, name = zoo.find("teacher", name), name.rpartition("/")[2]
         self.teacher = self.network(name, "teacher", config.teacher_pretrained)
@@ -75,11 +75,10 @@ class Job:
             load_checkpoint(self.teacher, weights)
         kept = published_classes(self.teacher) == self.data.num_classes  # else timm leaves the classifier out
         self.teacher_ready = weights is not None or (config.teacher_pretrained and kept)
-        student = self.network(str(config.student), "student")
-        pooled = bool(config.pooled)
+        student = self.network(config.student, "student")
         readers = {
-            "teacher": Features(self.teacher, self.data.shape, config.teacher_layers, pooled),
-            "student": Features(student, self.data.shape, config.student_layers, pooled),
+            "teacher": Features(self.teacher, self.data.shape, config.teacher_layers, config.pooled),
+            "student": Features(student, self.data.shape, config.student_layers, config.pooled),
         }
         for role, reader in readers.items():
             if reader.classes != self.data.num_classes:
@@ -97,7 +96,7 @@ class Job:
             for reader in readers.values():
                 reader.need_stages()
         stages = len(readers["teacher"].shapes), len(readers["student"].shapes)
-        self.pathways = all_pathways(*stages, str(config.transforms), str(config.pathways), config.logit_pathways)
+        self.pathways = all_pathways(*stages, config.transforms, config.pathways, config.logit_pathways)
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
         self.methods = self._methods_that_fit(student)
@@ -107,7 +106,7 @@ class Job:
         if "distpro" in self.methods and config.process in ("search", "online"):
             searching.check(self)
         self.test = self.test_loader(self.data.test)
-        name = f"{config.dataset}-{str(config.student).replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        name = f"{config.dataset}-{config.student.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = config.output or Path("output") / parallel.said(name)
 
     # -- what the configuration names ------------------------------------------------------------------------------
@@ -121,16 +120,15 @@ class Job:
         config, train = self.config, self.data.train
         if not config.size_schedule:
             return self.loader
-        return Growing(lambda side: self.train_loader(train.sized(side)), config.size_schedule, config.epochs or 1)
+        return Growing(lambda side: self.train_loader(train.sized(side)), config.size_schedule, config.epochs)
 
     def judging_loader(self, split: Split) -> Loader:
         """The same for the validation loss of a search: batches of one size, if there is a whole one."""
-        whole = len(split) >= (self.config.batch_size or 0)
+        whole = len(split) >= self.config.batch_size
         return self._loader(split, self.config.seed + 1, augment=False, drop_last=whole)
 
     def _loader(self, split: Split, seed: int, augment: bool, drop_last: bool) -> Loader:
         ranks, batch = parallel.ranks(), self.config.batch_size
-        assert batch is not None
         if batch % ranks:
             raise UserError(f"--batch-size is that of all processes together: {batch} cannot be shared by {ranks}")
         loader = split.loader(batch // ranks, shuffle=True, augment=augment, seed=seed, drop_last=drop_last)
@@ -201,7 +199,7 @@ class Job:
 
     def prepare_teacher(self) -> Metrics:
         """Train the teacher where no weights were given; measure it, and say so."""
-        config, name = self.config, str(self.config.teacher)
+        config, name = self.config, self.config.teacher
         if not self.teacher_ready:
             published = "its published weights tell other classes apart: fine-tuning"
             how = published if config.teacher_pretrained else "training"
@@ -224,7 +222,7 @@ class Job:
     def _check_precision(self, full: Metrics) -> None:
         """Say what the teacher is worth in the type that it will run in."""
         config = self.config
-        reader = Teacher(self.teacher, self.data.shape, config.teacher_layers, bool(config.pooled), config.precision())
+        reader = Teacher(self.teacher, self.data.shape, config.teacher_layers, config.pooled, config.precision())
         top1 = Classification().evaluate(reader, self.test).top1
         sentence = f"as it will run, folded in {config.teacher_precision}: top-1 {top1:.2f} %"
         if full.top1 - top1 > MOST_LOST:
@@ -274,7 +272,7 @@ class Job:
 
     def run_method(self, method: str, process: Process | None = None) -> dict[str, Any]:
         """Train one student; `method` is a method's name, or "uniform" for distpro with uniform weights."""
-        student = self.network(str(self.config.student), "student")
+        student = self.network(self.config.student, "student")
         if method == "distpro" and self.config.process == "online":
             self.console.say("the process is learned online: a part of the training pictures judges it")
             history, process = searching.online(self, student)

@@ -160,7 +160,6 @@ def main() -> None:
         config = replace(config, output=Path(folder) / "run", resume=False, cuda_graphs=False)
         console = Console()
         job = Job(config, console)
-        batch = config.batch_size or 0
         phases: dict[str, Callable[[], Any]] = {}
         if "distpro" in job.methods and config.process == "search":
             phases["search"] = job.search
@@ -172,11 +171,11 @@ def main() -> None:
             probe = Probe(flags.steps, job.device)
             job.console = probe
             rows = measure(probe, run)
-            console.rich.print(table_of(name, rows, batch))
+            console.rich.print(table_of(name, rows, config.batch_size))
             step = sum(rows.values())
             result[name] = {
                 "milliseconds": round(step, 3),
-                "images_per_second": round(1e3 * batch / step, 1),
+                "images_per_second": round(1e3 * config.batch_size / step, 1),
                 "parts": {part: round(value, 3) for part, value in rows.items()},
             }
             if flags.trace:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from distpro.config import Config
+from distpro.config import Filled
 from distpro.errors import UserError
 from distpro.flags import as_flags, parse
 
@@ -45,7 +45,7 @@ class Run:
     def words(self) -> list[str]:
         return as_flags({**self.flags, "output": str(self.folder)}, str(self.folder))
 
-    def config(self) -> Config:
+    def config(self) -> Filled:
         return parse(self.words(), self.module)
 
 

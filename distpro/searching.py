@@ -26,7 +26,7 @@ def check(job: Job) -> None:
 
 def by_gradient(job: Job) -> Process:
     """Down the validation loss of one step ahead; the student is thrown away."""
-    student = job.network(str(job.config.student), "student")
+    student = job.network(job.config.student, "student")
     return _by_gradient(job, student, job.config.search_recipe(), "search.pt")
 
 
@@ -43,7 +43,7 @@ def by_trials(job: Job) -> Process:
     config = job.config
     train, validation = _split(job)
     process = search_by_trials(
-        lambda seed: job.network(str(config.student), "student", seed=seed),
+        lambda seed: job.network(config.student, "student", seed=seed),
         job.teacher,
         job.train_loader(train),
         job.test_loader(validation),
@@ -83,8 +83,8 @@ def _by_gradient(job: Job, student: nn.Module, recipe: Recipe, checkpoint: str, 
         hypergradient=config.hypergradient,
         alpha_lr=config.alpha_lr,
         alpha_first=config.alpha_first,
-        alpha_every=config.alpha_every or 1,
-        literal_xi=bool(config.literal_xi),
+        alpha_every=config.alpha_every,
+        literal_xi=config.literal_xi,
         checkpoint=job.folder / checkpoint,
         resume=config.resume,
         observer=job.console,
@@ -99,7 +99,7 @@ def _split(job: Job) -> tuple[Split, Split]:
     """The pictures that a search trains on, and those that judge it: training pictures all of them."""
     samples = None if job.config.process == "online" else job.config.search_samples
     whole = arranged(job.data, samples=samples).train
-    return holdout(whole, job.config.val_fraction or 0.2, job.config.seed)
+    return holdout(whole, job.config.val_fraction, job.config.seed)
 
 
 def _facts(job: Job, epochs: int | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from distpro import parallel
-from distpro.config import Config
+from distpro.config import Filled
 from distpro.console import Console
 from distpro.env import collect, commit, device_name
 from distpro.errors import run_command
@@ -23,8 +23,8 @@ from distpro.report import write_report
 from distpro.run_folder import check_folder, open_folder, resumable, write_summary
 
 
-def train(config: Config, command: str = "") -> dict[str, Any]:
-    """Run the job of a filled configuration; gives what the last line of the command prints."""
+def train(config: Filled, command: str = "") -> dict[str, Any]:
+    """Run the job; gives what the last line of the command prints."""
     started = time.perf_counter()
     console = Console()
     job = Job(config, console)
