@@ -1,8 +1,7 @@
-"""The whole job: data, teacher, search, one student a method, and the run folder they leave."""
+"""A configuration made real: data, networks, loaders, and what is to be run (`distpro.phases` runs it)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from distpro import parallel, searching, zoo
+from distpro import parallel, zoo
 from distpro.checks import NO_FILES
 from distpro.config import Filled
 from distpro.console import Console
-from distpro.data import Growing, Loader, Split, arranged, create_dataset
-from distpro.distill import distill
+from distpro.data import Growing, Loader, Split, arranged, create_dataset, holdout
 from distpro.distiller import Distiller
 from distpro.env import find_device
 from distpro.errors import UserError
-from distpro.features import Features, Teacher
-from distpro.loop import cost
+from distpro.features import Features
 from distpro.methods import METHODS
-from distpro.models import create_model, load_checkpoint, own_network, published_classes, save_weights
+from distpro.models import create_model, load_checkpoint, own_network, published_classes
 from distpro.pathways import all_pathways
 from distpro.planned_step import check_graphs
 from distpro.process import Process
-from distpro.tasks import Classification, Metrics
 
 LABELS = {
     "none": "student alone",
@@ -36,8 +32,6 @@ LABELS = {
     "distpro": "searched process",
 }
 TEST_BATCH = 500
-FINE_TUNING = 0.1  # of the learning rate, for a teacher whose published body is kept
-MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
 
 
 class Job:
@@ -100,11 +94,13 @@ class Job:
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
         self.methods = self._methods_that_fit(student)
-        self.needs_teacher = any(METHODS[_kind(method)].needs_teacher for method in self.methods)
+        self.needs_teacher = any(METHODS[base(method)].needs_teacher for method in self.methods)
         self.loader = self.train_loader(self.data.train)
         self.growing = self._growing()
         if "distpro" in self.methods and config.process in ("search", "online"):
-            searching.check(self)
+            train, validation = self.search_splits()  # too few pictures: told before a teacher is trained
+            self.train_loader(train)
+            self.judging_loader(validation)
         self.test = self.test_loader(self.data.test)
         name = f"{config.dataset}-{config.student.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = config.output or Path("output") / parallel.said(name)
@@ -164,7 +160,7 @@ class Job:
         every = dict.fromkeys([*LABELS, *METHODS])
         if self.config.process == "uniform":  # then that is what distpro is
             del every["uniform"]
-        return [method for method in every if _kind(method) in fitting]
+        return [method for method in every if base(method) in fitting]
 
     def _check(self, student: nn.Module, kind: str) -> None:
         """Make the method for this pair once, for the mistakes it finds."""
@@ -177,6 +173,25 @@ class Job:
             teacher_layers=self.config.teacher_layers,
             **self.options(kind, self.given),
         )
+
+    def search_splits(self) -> tuple[Split, Split]:
+        """The pictures that a search trains on, and those that judge it: training pictures all of them."""
+        config = self.config
+        samples = None if config.process == "online" else config.search_samples
+        return holdout(arranged(self.data, samples=samples).train, config.val_fraction, config.seed)
+
+    def shared(self) -> dict[str, Any]:
+        """What every training of the job is called with."""
+        config = self.config
+        return {
+            "image": self.data.shape,
+            "student_layers": config.student_layers,
+            "teacher_layers": config.teacher_layers,
+            "precision": config.precision(),
+            "sync_bn": config.sync_bn,
+            "cuda_graphs": config.cuda_graphs,
+            "observer": self.console,
+        }
 
     def options(self, kind: str, process: Process | None) -> dict[str, Any]:
         """The options of a method that the configuration gives."""
@@ -195,107 +210,7 @@ class Job:
             process = process.clipped(self.config.tau)
         return process.final() if what.startswith("final:") else process
 
-    # -- the parts -------------------------------------------------------------------------------------------------
 
-    def prepare_teacher(self) -> Metrics:
-        """Train the teacher where no weights were given; measure it, and say so."""
-        config, name = self.config, self.config.teacher
-        if not self.teacher_ready:
-            published = "its published weights tell other classes apart: fine-tuning"
-            how = published if config.teacher_pretrained else "training"
-            self.console.say(f"{how} the teacher {name} first ({config.teacher_epochs} epochs)")
-            self._fit(self.teacher, "none", "teacher", config.teacher_epochs)
-            save_weights(self.teacher, self.folder / "teacher.safetensors")
-        metrics = Classification().evaluate(self.teacher, self.test)
-        top = f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %"
-        self.console.say(f"teacher {name}: {top} on the {config.eval_split} pictures")
-        if config.teacher_precision is not None:
-            self._check_precision(metrics)
-        chance = 100 / self.data.num_classes
-        if metrics.top1 < 2 * chance:
-            self.console.warn(
-                f"the teacher's top-1 of {metrics.top1:.2f} % is near chance ({chance:.2f} %): are its checkpoint, "
-                f"its classes and the normalisation of its pictures those it was trained with?"
-            )
-        return metrics
-
-    def _check_precision(self, full: Metrics) -> None:
-        """Say what the teacher is worth in the type that it will run in."""
-        config = self.config
-        reader = Teacher(self.teacher, self.data.shape, config.teacher_layers, config.pooled, config.precision())
-        top1 = Classification().evaluate(reader, self.test).top1
-        sentence = f"as it will run, folded in {config.teacher_precision}: top-1 {top1:.2f} %"
-        if full.top1 - top1 > MOST_LOST:
-            self.console.warn(f"{sentence}, {full.top1 - top1:.2f} points below float32: leave --teacher-precision out")
-        else:
-            self.console.say(sentence)
-
-    def search(self) -> Process:
-        """Phase 1 on the training pictures, split anew; `process.safetensors` is its result."""
-        config, path = self.config, self.folder / "process.safetensors"
-        if config.resume and path.is_file():
-            return Process.load(path).fit(self.pathways)
-        find = searching.by_trials if config.search_by == "trials" else searching.by_gradient
-        process = find(self)
-        process.save(path)
-        self.console.say(f"searched: {process}; saved as {path}")
-        return process
-
-    def _fit(
-        self, student: nn.Module, method: str, name: str, epochs: int | None = None, process: Process | None = None
-    ) -> list[dict[str, float]]:
-        config = self.config
-        single = config.method != "all" and name != "teacher"
-        recipe = config.student_recipe(epochs)
-        if name == "teacher" and config.teacher_pretrained:
-            recipe = replace(recipe, lr=FINE_TUNING * recipe.lr)
-        return distill(
-            student,
-            self.teacher if METHODS[method].needs_teacher else None,
-            self.loader if name == "teacher" else self.growing,
-            recipe,
-            method=method,
-            test=self.test,
-            image=self.data.shape,
-            student_layers=config.teacher_layers if name == "teacher" else config.student_layers,
-            teacher_layers=config.teacher_layers,
-            name=name,
-            checkpoint=self.folder / "last.pt" if single else self.folder / name / "last.pt",
-            resume=config.resume,
-            observer=self.console,
-            precision=config.precision(),
-            sync_bn=config.sync_bn,
-            cuda_graphs=config.cuda_graphs,
-            compile=config.compile,
-            **self.options(method, process),
-        )
-
-    def run_method(self, method: str, process: Process | None = None) -> dict[str, Any]:
-        """Train one student; `method` is a method's name, or "uniform" for distpro with uniform weights."""
-        student = self.network(self.config.student, "student")
-        if method == "distpro" and self.config.process == "online":
-            self.console.say("the process is learned online: a part of the training pictures judges it")
-            history, process = searching.online(self, student)
-            process.save(self.folder / "process.safetensors")
-        else:
-            history = self._fit(student, _kind(method), method, process=process)
-        folder = self.folder / method if self.config.method == "all" else self.folder
-        save_weights(student, folder / "student.safetensors")
-        label = LABELS.get(method, method)
-        if method == "distpro" and self.config.process != "search":
-            label = f"process {self.config.process}"
-        return {
-            "method": method,
-            "label": label,
-            "top1": history[-1]["test_top1"],
-            "top5": history[-1]["test_top5"],
-            **cost(history),
-            "search_seconds": process.facts["seconds"] if process and self.config.process == "search" else 0.0,
-            "process": process if method == "distpro" else None,
-            "history": history,
-        }
-
-
-def _kind(method: str) -> str:
+def base(method: str) -> str:
     """The name in `METHODS`: "uniform" is distpro with uniform weights."""
     return "distpro" if method == "uniform" else method

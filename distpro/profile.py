@@ -28,6 +28,7 @@ from distpro.errors import UserError, run_command
 from distpro.files import whole_file
 from distpro.flags import parse
 from distpro.job import Job
+from distpro.phases import run_method, search
 
 SKIPPED = 3  # steps before anything is measured
 FORWARD = ("student", "transforms", "losses")  # what a backward is the backward of
@@ -160,14 +161,14 @@ def main() -> None:
         config = replace(config, output=Path(folder) / "run", resume=False, cuda_graphs=False)
         console = Console()
         job = Job(config, console)
-        phases: dict[str, Callable[[], Any]] = {}
+        runs: dict[str, Callable[[], Any]] = {}
         if "distpro" in job.methods and config.process == "search":
-            phases["search"] = job.search
+            runs["search"] = partial(search, job)
         for method in job.methods:
             if method != "uniform" or "distpro" not in job.methods:
                 process = job.given if method == "distpro" else None
-                phases[method] = partial(job.run_method, method, process)
-        for name, run in phases.items():
+                runs[method] = partial(run_method, job, method, process)
+        for name, run in runs.items():
             probe = Probe(flags.steps, job.device)
             job.console = probe
             rows = measure(probe, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from distpro import parallel
+from distpro import parallel, phases
 from distpro.console import Console
 from distpro.errors import run_command
 from distpro.flags import parse
@@ -18,8 +18,8 @@ def main() -> None:
     job = Job(parse(program="distpro.search"), Console())
     open_folder(job.folder, job.config)
     with resumable(job.folder):
-        job.prepare_teacher()
-        process = job.search()
+        phases.prepare_teacher(job)
+        process = phases.search(job)
     save_figure(process.plot(), job.folder / "process.svg")
     if parallel.first():
         print(json.dumps({"process": str(job.folder / "process.safetensors"), **process.facts}))

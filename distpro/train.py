@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from distpro import parallel
+from distpro import parallel, phases
 from distpro.config import Filled
 from distpro.console import Console
 from distpro.env import collect, commit, device_name
@@ -38,11 +38,11 @@ def train(config: Filled, command: str = "") -> dict[str, Any]:
     process: Process | None = job.given
     rows: list[dict[str, Any]] = []
     with resumable(job.folder):
-        teacher = job.prepare_teacher() if job.needs_teacher else None
+        teacher = phases.prepare_teacher(job) if job.needs_teacher else None
         if "distpro" in job.methods and config.process == "search":
-            process = job.search()
+            process = phases.search(job)
         for method in job.methods:
-            row = job.run_method(method, process if method == "distpro" else None)
+            row = phases.run_method(job, method, process if method == "distpro" else None)
             process = row.pop("process") or process  # online, it is known only now
             rows.append(row)
             write_summary(job.folder, rows)

@@ -16,6 +16,7 @@ from distpro.errors import UserError
 from distpro.flags import parse
 from distpro.job import Job
 from distpro.models import create_model, save_weights
+from distpro.phases import run_method
 from distpro.run_folder import open_folder
 
 
@@ -120,7 +121,7 @@ def test_a_training_goes_on_to_the_same_numbers_and_learns(textures, loader, tmp
     def run(name, *more):
         made = job(textures, *words, "--output", tmp_path / name, *more)
         open_folder(made.folder, made.config)
-        return made.run_method("distpro")
+        return run_method(made, "distpro")
 
     whole = run("whole")["history"]
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 import distpro.data
 import distpro.flags
 import distpro.job
+import distpro.phases
 import distpro.train
-from distpro import Process
+from distpro import Process, Recipe
 from distpro.models import create_model
 from distpro.pathways import all_pathways
 
@@ -103,14 +104,11 @@ def test_a_part_alone_from_a_saved_process(job, tmp_path):
     }
 
 
-def test_every_method_gets_its_own_weight(monkeypatch):
+def test_every_method_gets_its_own_weight():
     """kd's weight is not that of the feature losses: the baseline would be a straw man."""
     config = distpro.flags.parse(["--kd-weight", "7", "--reviewkd-weight", "5"])
     job = distpro.job.Job(config, distpro.job.Console())
-    seen = {}
-    monkeypatch.setattr(distpro.job, "distill", lambda *_, method, **options: seen.update({method: options}))
-    for method in ("none", "kd", "reviewkd", "distpro"):
-        job._fit(job.teacher, method, method)
+    seen = {method: job.options(method, None) for method in ("none", "kd", "reviewkd", "distpro")}
     weights = {m: {k: v for k, v in o.items() if k.endswith("weight")} for m, o in seen.items()}
     assert weights == {
         "none": {},
@@ -183,10 +181,10 @@ def test_a_given_process_takes_another_tau(tmp_path):
 def test_a_search_hears_of_the_weight(monkeypatch):
     heard = {}
     search = lambda *_, **options: heard.update(options) or Process.uniform(["t1-s1-E"])  # noqa: E731
-    monkeypatch.setattr(distpro.searching, "search_by_gradient", search)
+    monkeypatch.setattr(distpro.phases, "search_by_gradient", search)
     for flags, weight in (([], 3.0), (["--kd-weight", "0"], 0.0)):
         parsed = distpro.flags.parse(["--method", "distpro", "--grad-accum-steps", "2", *flags])
-        distpro.searching.by_gradient(distpro.job.Job(parsed, distpro.job.Console()))
+        distpro.phases._by_gradient(distpro.job.Job(parsed, distpro.job.Console()), None, Recipe(1))
         assert heard["kd_weight"] == weight
 
 
@@ -198,9 +196,9 @@ def test_published_weights_of_other_classes_are_fine_tuned(monkeypatch, photos, 
     job = distpro.job.Job(distpro.flags.parse([*words, "--student", "resnet18"]), distpro.job.Console())
     assert not job.teacher_ready  # of 1000 classes, the folder has 3
     recipes = []
-    monkeypatch.setattr(distpro.job, "distill", lambda *arguments, **_: recipes.append(arguments[3]))
-    monkeypatch.setattr(distpro.job, "save_weights", lambda *_: None)
-    job.prepare_teacher()
+    monkeypatch.setattr(distpro.phases, "distill", lambda *arguments, **_: recipes.append(arguments[3]))
+    monkeypatch.setattr(distpro.phases, "save_weights", lambda *_: None)
+    distpro.phases.prepare_teacher(job)
     assert [(r.epochs, r.lr) for r in recipes] == [(2, pytest.approx(0.01))]
     assert "fine-tuning the teacher resnet18 first" in " ".join(capsys.readouterr().out.split())
 
