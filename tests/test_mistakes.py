@@ -3,6 +3,7 @@
 import resource
 import signal
 import sys
+from contextlib import contextmanager
 from typing import get_args, get_type_hints
 
 import pytest
@@ -122,17 +123,19 @@ def test_an_output_that_cannot_be_is_told_before_work(words, tmp_path, monkeypat
     )
 
 
-@pytest.fixture
+@contextmanager
 def short_of_space():
-    """Files may have 1000 bytes: for what writes them, a full disk."""
+    """Files may have 1000 bytes, to what writes them a full disk; for a moment, since pytest may write to one, too."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_told_in_a_sentence(tmp_path, short_of_space):
+def test_a_full_disk_is_told_in_a_sentence(tmp_path):
     process = Process.uniform(all_pathways(4, 4, "ABC"))
     network, batches = create_model("wrn_10_1", 10, in_chans=1), [(torch.zeros(2, 1, 8, 8), torch.zeros(2).long())]
     writers = {
@@ -144,7 +147,8 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path, short_of_space):
     }
     for name, write in writers.items():
         (tmp_path / name).write_text("the old one")
-        with pytest.raises(UserError, match=rf"cannot write '{tmp_path}/{name}'(, where \d+ MB are free)?: \S"):
+        says = rf"cannot write '{tmp_path}/{name}'(, where \d+ MB are free)?: \S"
+        with pytest.raises(UserError, match=says), short_of_space():
             write(tmp_path / name)
         assert (tmp_path / name).read_text() == "the old one"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(writers)
