@@ -264,7 +264,7 @@ def fill(config: Config) -> Filled:
     if config.dataset == "folder":
         trained = normalisation(teacher) if config.teacher_pretrained else None
         usual |= dict(zip(("mean", "std"), trained or (MEAN, STD), strict=True))
-        usual["loader"] = default_loader()
+        usual["loader"] = config.loader or default_loader()
     if cifar and plain_name(student) in SLOW_STUDENTS:
         usual["lr"] = 0.02
     usual.setdefault("kd_weight", KD_WEIGHTS.get((plain_name(teacher), plain_name(student)), 1.0))

@@ -50,8 +50,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
     except (RuntimeError, SafetensorError) as error:  # what torch.save and safetensors make of a full disk
-        free = shutil.disk_usage(path.parent).free // 2**20
-        raise UserError(f"cannot write '{path}', where {free} MB are free: {str(error).splitlines()[0]}") from error
+        free, reason = shutil.disk_usage(path.parent).free // 2**20, str(error).partition("\n")[0]
+        raise UserError(f"cannot write '{path}', where {free} MB are free: {reason}") from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)

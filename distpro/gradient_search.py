@@ -35,6 +35,7 @@ def search_by_gradient(
     alpha_every: int = 1,
     literal_xi: bool = False,
     tau: float | None = TAU,
+    facts: dict[str, Any] | None = None,
     test: Any = None,
     history: list[dict[str, float]] | None = None,
     name: str = "search",
@@ -54,6 +55,7 @@ def search_by_gradient(
     test: where given, the student's accuracy on it is measured after every epoch, and chooses nothing.
     history: is filled with one row an epoch (losses, lr, seconds, test accuracy).
     hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi: see `SearchStep`.
+    facts: what the process is to say of where it is from.
     cuda_graphs: see `distpro.graphs`; by default where there is a GPU.
     options: of `Distiller` (transforms, pathways, pooled, precision, student_layers, sync_bn, ...).
     """
@@ -102,5 +104,5 @@ def search_by_gradient(
     )
     if history is not None:
         history += rows
-    facts = {"steps": step.taken, "seconds": round(sum(row["seconds"] for row in rows), 2)}
+    facts = {**(facts or {}), "steps": step.taken, "seconds": round(sum(row["seconds"] for row in rows), 2)}
     return Process(step.z_record[: step.taken], step.pathways.pathways, normalisation, tau, facts)

@@ -100,7 +100,7 @@ def search(job: Job) -> Process:
 def _by_trials(job: Job) -> Process:
     config = job.config
     train, validation = job.search_splits()
-    process = search_by_trials(
+    return search_by_trials(
         lambda seed: job.network(config.student, "student", seed=seed),
         job.teacher,
         job.train_loader(train),
@@ -108,17 +108,16 @@ def _by_trials(job: Job) -> Process:
         config.student_recipe(config.search_epochs),
         seeds=range(config.seed, config.seed + config.trial_seeds),
         record=job.folder / "trials.json",
+        facts=_facts(job, config.search_epochs) | {"hypergradient": "none: trials"},
         **job.shared(),
         **job.options("distpro", None),
     )
-    process.facts = _facts(job, config.search_epochs) | {"hypergradient": "none: trials"} | process.facts
-    return process
 
 
 def _by_gradient(job: Job, student: Any, recipe: Recipe, **options: Any) -> Process:
     config = job.config
     train, validation = job.search_splits()
-    process = search_by_gradient(
+    return search_by_gradient(
         student,
         job.teacher,
         job.train_loader(train),
@@ -131,13 +130,12 @@ def _by_gradient(job: Job, student: Any, recipe: Recipe, **options: Any) -> Proc
         alpha_first=config.alpha_first,
         alpha_every=config.alpha_every,
         literal_xi=config.literal_xi,
+        facts=_facts(job, recipe.epochs),
         resume=config.resume,
         **job.shared(),
         **job.options("distpro", None),
         **options,
     )
-    process.facts = _facts(job, recipe.epochs) | process.facts
-    return process
 
 
 def _facts(job: Job, epochs: int) -> dict[str, Any]:

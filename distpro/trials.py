@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from distpro.distill import distill
+from distpro.distiller import Distiller
 from distpro.errors import UserError
-from distpro.features import Features
 from distpro.files import whole_file
-from distpro.loop import picture_shape
-from distpro.pathways import Pathway, all_pathways
+from distpro.loop import Observer, picture_shape
+from distpro.methods import DistPro
+from distpro.pathways import Pathway
 from distpro.process import Process
 from distpro.recipe import Recipe
 
@@ -36,11 +37,11 @@ class Trial(NamedTuple):
     seconds: float
 
 
-def chosen(pathways: Sequence[Pathway], kept: Sequence[int]) -> Process:
+def chosen(pathways: Sequence[Pathway], kept: Sequence[int], facts: dict[str, Any] | None = None) -> Process:
     """A constant process in which the pathways `kept` share the weight evenly and the others are dropped."""
     z = torch.full((len(pathways),), DROPPED)
     z[list(kept)] = 1.0
-    return Process.constant(z, pathways, normalisation="softmax")
+    return Process.constant(z, pathways, normalisation="softmax", facts=facts)
 
 
 def by_depth(pathway: Pathway) -> str:
@@ -68,14 +69,11 @@ def search_by_trials(
     recipe: Recipe,
     *,
     image: Sequence[int] | None = None,
-    student_layers: Sequence[str] | None = None,
-    teacher_layers: Sequence[str] | None = None,
-    transforms: str = "ABC",
-    pathways: str = "all",
-    pooled: bool = False,
-    logit_pathways: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     record: Path | None = None,
+    facts: dict[str, Any] | None = None,
+    observer: Observer | None = None,
+    cuda_graphs: bool | None = None,
     **options: Any,
 ) -> Process:
     """A constant process of the kinds of pathways without which short trainings end worse.
@@ -87,15 +85,17 @@ def search_by_trials(
     train, validation: iterables of `(x [N, C, H, W], y [N])` with a length, of disjoint pictures; neither may be
         those that the students are tested on in the end.
     recipe: of one trial; it should let the learning rate fall to 0.
-    transforms, pathways, pooled, logit_pathways: what there is to choose from (see `all_pathways`).
     seeds: a choice is judged by the mean over them.
     record: a JSON file that keeps the trials; those it has already are not run again.
-    options: of `distill` (kd_weight, precision, observer, ...).
+    facts: what the process is to say of where it is from, besides the trials.
+    cuda_graphs: see `distpro.graphs`; by default where there is a GPU.
+    options: of `Distiller` (kd_weight, transforms, pooled, precision, ...); what there is to choose from is what they
+        make of this pair.
     """
     shape = picture_shape(train, image)
-    teaching = Features(teacher, shape, teacher_layers, pooled).shapes
-    learning = Features(student(seeds[0]), shape, student_layers, pooled).shapes
-    paths = all_pathways(len(teaching), len(learning), transforms, pathways, logit_pathways)
+    method = Distiller(student(seeds[0]), teacher, image=shape, **options).method
+    assert isinstance(method, DistPro)
+    paths = method.paths.pathways
     if len(paths) < 2:
         raise UserError("a search by trials needs at least two pathways")
     known: list[Trial] = []
@@ -114,13 +114,9 @@ def search_by_trials(
             process=chosen(paths, kept),
             test=validation,
             image=shape,
-            student_layers=student_layers,
-            teacher_layers=teacher_layers,
-            transforms=transforms,
-            pathways=pathways,
-            pooled=pooled,
-            logit_pathways=logit_pathways,
             name=f"trial {len(known) + 1}",
+            observer=observer,
+            cuda_graphs=cuda_graphs,
             **options,
         )
         seconds = sum(row["seconds"] for row in rows)
@@ -140,9 +136,7 @@ def search_by_trials(
         worth |= seen
     told = [{"kinds": sorted(kinds), "top1": round(value, 2)} for kinds, value in worth.items()]
     seconds = round(sum(trial.seconds for trial in known), 2)
-    process = chosen(paths, kept)
-    process.facts = {"trials": len(known), "seconds": seconds, "top-1 of trials": told}
-    return process
+    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": told})
 
 
 def stepwise(

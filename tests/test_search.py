@@ -44,13 +44,15 @@ def step_of(**options):
 def test_a_process_of_every_step():
     student, teacher = pair()
     before = copy.deepcopy(student.state_dict())
-    process = search_by_gradient(student, teacher, batches(5), batches(2, 1), RECIPE, transforms="AB")
+    process = search_by_gradient(
+        student, teacher, batches(5), batches(2, 1), RECIPE, transforms="AB", facts={"pair": "x"}
+    )
     assert process.z.shape == (10, 18)
     assert torch.equal(process.z[0], torch.ones(18))  # the paper's start
     assert torch.equal(process.z[1], process.z[0])  # at the start of the warm-up no pathway counts
     assert (process.z[2:] != process.z[1:-1]).any(1).all()
     assert process.normalisation == "biased-softmax"
-    assert process.facts["steps"] == 10
+    assert (process.facts["pair"], process.facts["steps"]) == ("x", 10)
     assert any(not torch.equal(v, before[k]) for k, v in student.state_dict().items())
 
 

@@ -17,7 +17,7 @@ import distpro.flags
 import distpro.job
 import distpro.phases
 import distpro.train
-from distpro import Process, Recipe
+from distpro import Process
 from distpro.models import create_model
 from distpro.pathways import all_pathways
 
@@ -104,11 +104,24 @@ def test_a_part_alone_from_a_saved_process(job, tmp_path):
     }
 
 
-def test_every_method_gets_its_own_weight():
+class Heard(Exception):
+    """Ends a phase once what it was asked for is known."""
+
+
+def test_every_method_gets_its_own_weight(monkeypatch):
     """kd's weight is not that of the feature losses: the baseline would be a straw man."""
     config = distpro.flags.parse(["--kd-weight", "7", "--reviewkd-weight", "5"])
     job = distpro.job.Job(config, distpro.job.Console())
-    seen = {method: job.options(method, None) for method in ("none", "kd", "reviewkd", "distpro")}
+    seen = {}
+
+    def distill(*_, method, **options):
+        seen[method] = options
+        raise Heard
+
+    monkeypatch.setattr(distpro.phases, "distill", distill)
+    for method in ("none", "kd", "reviewkd", "distpro"):
+        with pytest.raises(Heard):
+            distpro.phases.run_method(job, method)
     weights = {m: {k: v for k, v in o.items() if k.endswith("weight")} for m, o in seen.items()}
     assert weights == {
         "none": {},
@@ -180,12 +193,19 @@ def test_a_given_process_takes_another_tau(tmp_path):
 
 def test_a_search_hears_of_the_weight(monkeypatch):
     heard = {}
-    search = lambda *_, **options: heard.update(options) or Process.uniform(["t1-s1-E"])  # noqa: E731
+
+    def search(*given, **options):
+        heard.update(options, recipe=given[4])
+        raise Heard
+
     monkeypatch.setattr(distpro.phases, "search_by_gradient", search)
     for flags, weight in (([], 3.0), (["--kd-weight", "0"], 0.0)):
         parsed = distpro.flags.parse(["--method", "distpro", "--grad-accum-steps", "2", *flags])
-        distpro.phases._by_gradient(distpro.job.Job(parsed, distpro.job.Console()), None, Recipe(1))
+        with pytest.raises(Heard):
+            distpro.phases.search(distpro.job.Job(parsed, distpro.job.Console()))
         assert heard["kd_weight"] == weight
+        assert heard["recipe"].grad_accum_steps == 1  # the distillation's alone
+        assert heard["facts"]["dataset"] == "digits"
 
 
 def test_published_weights_of_other_classes_are_fine_tuned(monkeypatch, photos, capsys):

@@ -57,9 +57,10 @@ def search(**options):
 
 @pytest.mark.parametrize("seeds", [(0,), (3, 4)])
 def test_planted_kinds_are_found(planted, seeds):
-    process = search(seeds=seeds)
+    process = search(seeds=seeds, facts={"pair": "x"})
     kept = [PATHS[p].name for p, w in enumerate(process.at(0.3).tolist()) if w > 0]
     assert kept == ["t1-s1-A", "t2-s2-A", "t3-s3-A", "t4-s4-A", "logits-KD"]
+    assert process.facts["pair"] == "x"
     assert process.facts["trials"] == len(planted.calls) == len(set(planted.calls))
     assert process.facts["seconds"] == 2.0 * len(planted.calls)
     told = [tuple(choice["kinds"]) for choice in process.facts["top-1 of trials"]]
