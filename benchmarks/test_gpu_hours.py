@@ -17,9 +17,7 @@ from networks import as_run
 
 from distpro import Distiller, Process, Recipe
 from distpro.distill import DistillStep
-from distpro.features import Features, Teacher
 from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
 from distpro.search_step import SearchStep
 
 RECIPE = Recipe(epochs=1, lr=0.01)
@@ -123,12 +121,11 @@ def test_hours(race, device, request, benchmark, teacher, student, task):
         step = DistillStep(Distiller(fresh(), frozen, image=image, method=method, **options).train(), RECIPE)
         return as_run(step, device, *((x, y, moment) for moment in moments))
 
-    reader, reads = Features(fresh(), image, None, task.pooled).train(), Teacher(frozen, image, None, task.pooled)
-    paths = all_pathways(len(reads.shapes), len(reader.shapes), task.transforms, task.direction)
-    blocks = Pathways(paths, reader.shapes, reads.shapes).to(device)
-    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
-    searching = as_run(SearchStep(reader, reads, blocks, optimizer, [(x, y)], steps=10**4), device, (x, y, 0.0))
     shared = {"transforms": task.transforms, "pathways": task.direction, "pooled": task.pooled}
+    searched = Distiller(fresh(), frozen, image=image, **shared).train()
+    paths = searched.method.paths.pathways
+    search = SearchStep(searched, RECIPE.optimizer(searched.trainable_parameters()), [(x, y)], steps=10**4)
+    searching = as_run(search, device, (x, y, 0.0))
     process = low_stages_first(paths)
     assert all(int((process.at(k / (MOMENTS - 1)) > 0).sum()) == round(KEPT * len(paths)) for k in range(MOMENTS))
     distpro = distilling("distpro", [k / (MOMENTS - 1) for k in range(MOMENTS)], process=process, **shared)

@@ -8,10 +8,8 @@ from pathlib import Path
 import torch
 from networks import IMAGE, PATHS, as_run, batch, pair
 
-from distpro import Recipe
-from distpro.features import Features, Teacher
+from distpro import Distiller, Recipe
 from distpro.hypergradient import step_sizes
-from distpro.pathways import Pathways
 from distpro.precision import Precision
 from distpro.process import NORMALISATIONS
 from distpro.search_step import SearchStep
@@ -27,17 +25,20 @@ ERROR_BATCH = 8
 
 
 def parts(device, dtype=torch.float32, precision=None):
-    student, teacher = (network.to(dtype) for network in pair(device))
-    reader = Features(student, IMAGE).train()
-    frozen = Teacher(teacher, IMAGE, precision=precision or Precision())
+    networks = (network.to(dtype) for network in pair(device))
     torch.manual_seed(1)
-    blocks = Pathways(PATHS, reader.shapes, frozen.shapes).to(device, dtype)
-    return reader, frozen, blocks, RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
+    distiller = Distiller(*networks, image=IMAGE, warm_up=0.0, precision=precision or Precision()).train()
+    assert distiller.method.paths.pathways == PATHS
+    return distiller, RECIPE.optimizer(distiller.trainable_parameters())
 
 
-def step_of(device, validation, dtype=torch.float32, **options):
-    made = parts(device, dtype, options.get("precision"))
-    return SearchStep(*made, [validation], steps=10**4, **options)
+def step_of(device, validation, dtype=torch.float32, precision=None, **options):
+    return SearchStep(*parts(device, dtype, precision), [validation], steps=10**4, **options)
+
+
+def literal_of(device, validation):
+    distiller, optimizer = parts(device)
+    return LiteralSearch(distiller.student, distiller.teacher, distiller.method.paths, optimizer, validation)
 
 
 def gradient(step, x, y):
@@ -86,7 +87,7 @@ def test_search_step(race, device, request, benchmark):
     train, exact = as_run(train, device, call), as_run(step_of(device, validation), device, call)
     difference = step_of(device, validation, hypergradient="finite-difference")
     fast = as_run(step_of(device, validation, precision=BF16), device, call)
-    literal = LiteralSearch(*parts(device), validation)
+    literal = literal_of(device, validation)
     steps = {
         "train": lambda: train(x, y, 0.0),
         "exact": lambda: exact(x, y, 0.0),

@@ -5,6 +5,7 @@ from distpro.distiller import Distiller
 from distpro.errors import UserError
 from distpro.features import Features, Teacher
 from distpro.gradient_search import search_by_gradient
+from distpro.precision import Precision
 from distpro.process import Process
 from distpro.recipe import Recipe
 from distpro.trials import search_by_trials
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Distiller",
     "Features",
+    "Precision",
     "Process",
     "Recipe",
     "Teacher",

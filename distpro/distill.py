@@ -12,10 +12,11 @@ from torch.profiler import record_function
 from distpro import parallel
 from distpro.distiller import Distiller
 from distpro.loop import Observer, fit, picture_shape
-from distpro.methods import Moment
+from distpro.methods import Method, Moment
 from distpro.planned_step import Plan, PlannedStep, graphed
 from distpro.process import Process
 from distpro.recipe import Recipe
+from distpro.tasks import Classification
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
@@ -97,7 +98,7 @@ def distill(
     recipe: Recipe,
     *,
     process: Process | None = None,
-    method: str = "distpro",
+    method: str | type[Method] = "distpro",
     test: Any = None,
     image: Sequence[int] | None = None,
     student_layers: Sequence[str] | None = None,
@@ -113,7 +114,7 @@ def distill(
 
     train, test: iterables of `(x [N, C, H, W], y [N])` with a length; test accuracy is measured after every epoch
         and chooses nothing.
-    options: the method's own (kd_weight, transforms, ...).
+    options: of `Distiller` and of the method (precision, task, kd_weight, transforms, ...).
     """
     distiller = Distiller(
         student,
@@ -129,7 +130,7 @@ def distill(
     step = DistillStep(distiller, recipe)
 
     def evaluate() -> dict[str, float]:
-        metrics = distiller.task.evaluate(step.result(), test)
+        metrics = Classification().evaluate(step.result(), test)
         return {f"test_{k}": v for k, v in metrics._asdict().items()}
 
     history = fit(
@@ -137,7 +138,7 @@ def distill(
         train,
         recipe.scheduler(step.optimizer, len(train)),
         recipe.epochs,
-        name=name or method,
+        name=name or (method if isinstance(method, str) else method.__name__),
         evaluate=evaluate if test is not None else None,
         checkpoint=checkpoint,
         resume=resume,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from distpro import parallel
 from distpro.errors import UserError, unknown
 from distpro.features import Features, Teacher
-from distpro.methods import METHODS, Moment
+from distpro.methods import METHODS, Method, Moment
 from distpro.precision import PLAIN, Precision, to_device
 from distpro.process import Process
 from distpro.tasks import Classification
@@ -25,22 +27,24 @@ class Distiller(nn.Module):
 
     student, teacher: any networks (see `Features`); the teacher is kept in eval mode and without gradients.
     image: the shape `[C, H, W]` of one picture.
-    method: a name in `METHODS`; its options follow as keywords (kd_weight, transforms, ...).
+    method: a name in `METHODS`, or a `Method` of your own; its options follow as keywords (kd_weight, transforms, ...).
     process: for "distpro"; a `Process`, or None for uniform weights.
     student_layers, teacher_layers: submodules to read where a network has no `forward_intermediates`.
     precision: see `Precision`; plain float32 by default.
     sync_bn: BN of the student and of the method's blocks over all processes of a job (see `distpro.parallel`).
-    label_smoothing: of the cross-entropy.
+    task: the task's loss of logits `[N, K]` and targets; by default the cross-entropy of classes `[N]`, or of
+        probabilities `[N, K]`, with `label_smoothing`.
     compile: let `torch.compile` have the student, and each block of the method; the keys of both stay.
     steps: how many training calls there will be: calls in train mode are counted, and where the training stands
         decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`. Needed by a method whose losses
         grow (`warm_up`) or whose process changes.
 
     Train `distiller.trainable_parameters()`: the student's and those of the method's own blocks. The student keeps
-    its own keys: `student.state_dict()` is what to save.
+    its own keys: `student.state_dict()` is what to save. Several processes: wrap it as
+    `DistributedDataParallel(distiller, find_unused_parameters=True)`, since a dropped pathway has no gradient.
 
     Equivalent to:
-        loss = task_weight * cross_entropy(student(x), y) + sum(method(student maps, teacher maps, progress))
+        loss = task_weight * task(student(x), y) + sum(method(student maps, teacher maps, progress))
     """
 
     def __init__(
@@ -49,21 +53,27 @@ class Distiller(nn.Module):
         teacher: nn.Module | None = None,
         *,
         image: Shape,
-        method: str = "distpro",
+        method: str | type[Method] = "distpro",
         process: Process | None = None,
         student_layers: Sequence[str] | None = None,
         teacher_layers: Sequence[str] | None = None,
         steps: int | None = None,
         precision: Precision = PLAIN,
+        task: Callable[[Tensor, Tensor], Tensor] | None = None,
         label_smoothing: float = 0.0,
         sync_bn: bool = False,
         compile: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
-            raise unknown("method", method, METHODS)
-        kind = METHODS[method]
+        if isinstance(method, str):
+            if method not in METHODS:
+                raise unknown("method", method, METHODS)
+            kind = METHODS[method]
+        else:
+            kind, method = method, method.__name__
+        if task is not None and label_smoothing:
+            raise UserError("label_smoothing is of the cross-entropy: a task of your own has none")
         if process is not None:
             if not isinstance(process, Process):
                 raise UserError(
@@ -79,7 +89,11 @@ class Distiller(nn.Module):
         self.student = Features(student, image, student_layers, pooled)
         self.teacher = None
         if teacher is not None and kind.needs_teacher:
+            if {*student.parameters()} & {*teacher.parameters()}:
+                raise UserError("teacher and student share parameters: copy.deepcopy one of them")
             self.teacher = Teacher(teacher, image, teacher_layers, pooled, precision)
+            kept = chain(self.teacher.named_parameters(), self.teacher.named_buffers())
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [f"teacher.{n}" for n, _ in kept])
         for reader in (self.student, self.teacher) if kind.reads_maps else ():
             if reader is not None:
                 reader.need_stages()
@@ -92,13 +106,16 @@ class Distiller(nn.Module):
                 parallel.synchronise(part)
         for module in (self.student, *self.method.parts()) if compile else ():
             module.compile()
-        self.task = Classification(label_smoothing)
+        self.task = task or Classification(label_smoothing).loss
+        self.validation_loss = task or Classification().loss  # what a search judges by
         self.steps = steps
         self.calls = 0
 
     def forward(self, x: Tensor, y: Tensor, progress: float | None = None) -> dict[str, Tensor]:
         if progress is None:
             progress = self._progress()
+        elif not 0 <= progress <= 1:
+            raise UserError(f"progress {progress}: expected 0 (the first step of the training) to 1 (its last)")
         return self.losses(x, y, self.method.moment(progress))
 
     def losses(self, x: Tensor, y: Tensor, moment: Moment) -> dict[str, Tensor]:
@@ -112,7 +129,9 @@ class Distiller(nn.Module):
                 output = self.student(x)
             with record_function("losses"):
                 terms = self.method(output, taught and taught(), y, moment)
-                task = self.task.loss(output.logits, y)
+                task = self.task(output.logits, y)
+        if not terms.keys().isdisjoint(("loss", "task")):
+            raise UserError(f"{type(self.method).__name__} names a term of its own 'loss' or 'task': those are taken")
         return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
 
     @torch.compiler.disable  # it counts: what is compiled around it would be compiled anew at every call
@@ -126,16 +145,16 @@ class Distiller(nn.Module):
             )
         progress = min(1.0, self.calls / max(1, self.steps - 1))
         self.calls += self.training
-        if self.calls == self.steps + 1:
+        if self.training and self.calls == self.steps + 1:
             warnings.warn(f"more training calls than steps={self.steps}: the last weights stay", stacklevel=4)
         return progress
 
-    def get_extra_state(self) -> dict[str, int]:
+    def get_extra_state(self) -> Tensor:
         """Where the training stands: a loop of your own that saves `state_dict()` goes on from there."""
-        return {"calls": self.calls}
+        return torch.tensor(self.calls)
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.calls = state["calls"]
+    def set_extra_state(self, state: Tensor) -> None:
+        self.calls = int(state)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimizer should move."""

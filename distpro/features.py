@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distpro.errors import UserError, unknown
+from distpro.errors import UserError
 from distpro.folding import folded
+from distpro.layers import Layers
 from distpro.precision import PLAIN, Precision
-from distpro.transforms import Shape
+from distpro.transforms import Shape, as_shape
 
 MOST_STAGES = 4
 
@@ -37,35 +38,44 @@ class Features(nn.Module):
     pooled: adds the pooled feature as a last stage `[N, C, 1, 1]`, as ReviewKD does.
 
     `shapes` holds `[C, H, W]` of every stage, `stages` their names. The model itself, and so its state-dict
-    keys, stay as they are. A 3-D map `[N, L, C]` of a named layer is read as `[N, C, sqrt(L), sqrt(L)]`.
+    keys, stay as they are. What a named layer may give: see `distpro.layers.as_map`.
     """
 
     def __init__(
         self, model: nn.Module, image: Shape, layers: Sequence[str] | None = None, pooled: bool = False
     ) -> None:
         super().__init__()
+        image = as_shape(image)
         self.model = model
         self.pooled = pooled
-        self.layers = tuple(layers or ())
+        self.layers: Layers | None = None
         self.indices: list[int] | None = None
         self._plain_head = False
-        self._caught: dict[str, Tensor] = {}
-        self._bare = not self.layers and not hasattr(model, "forward_intermediates")
-        if self.layers:
-            self._hook(self.layers)
+        self._bare = not layers and not hasattr(model, "forward_intermediates")
+        if not self._bare and (hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None):
+            raise UserError(
+                f"{type(model).__name__} is compiled, and its maps are read where that does not reach: give the plain "
+                "network, and Distiller(..., compile=True)"
+            )
+        if layers:
+            self.layers = Layers(model, layers)
         elif self._bare:
             self.pooled = pooled = False
         elif pooled and not hasattr(model, "get_classifier"):
             raise UserError(f"{type(model).__name__} has no classifier, so there is no pooled feature either")
         probe = self._dry(image)
-        if not self.layers and not self._bare:
+        if self.layers is not None:
+            with self._dry_run(image) as x:
+                self.layers.check(model, x)
+        elif not self._bare:
             found = probe.maps[:-1] if pooled else probe.maps
             self.indices = _stages_of([tuple(m.shape[1:]) for m in found])
             self._plain_head = pooled and self._has_plain_head(image)
             probe = self._dry(image)
+            self._same_logits(probe.logits, image)
         self.shapes: list[Shape] = [(m.shape[1], m.shape[2], m.shape[3]) for m in probe.maps]
         self.classes = probe.logits.shape[1]
-        self.stages = list(self.layers) or [f"stage{i}" for i in range(1, len(self.shapes) + 1 - pooled)]
+        self.stages = list(layers or ()) or [f"stage{i}" for i in range(1, len(self.shapes) + 1 - pooled)]
         self.stages += ["pooled"] if pooled else []
 
     def need_stages(self) -> None:
@@ -81,16 +91,12 @@ class Features(nn.Module):
 
     def _read(self, model: Any, x: Tensor) -> Output:
         if self._bare:
-            return Output(_logits(model, x), [])
-        if self.layers:
-            logits = _logits(model, x)
-            missing = [name for name in self.layers if name not in self._caught]
-            if missing:
-                raise UserError(f"layer '{missing[0]}' of {type(model).__name__} was not run by its forward")
-            maps = [_as_map(self._caught.pop(name), name) for name in self.layers]
+            return Output(_logits(model, model(x)), [])
+        if self.layers is not None:
+            output, maps = self.layers.run(model, x)
             if self.pooled:
                 maps.append(maps[-1].mean((2, 3), keepdim=True))
-            return Output(logits, maps)
+            return Output(_logits(model, output), maps)
         final, maps = model.forward_intermediates(x, indices=self.indices)
         if not self.pooled:
             return Output(model.forward_head(final), list(maps))
@@ -98,16 +104,6 @@ class Features(nn.Module):
         # The whole head once more only where it must be: some heads hold a BN, and it must see a batch once.
         logits = model.get_classifier()(feature) if self._plain_head else model.forward_head(final)
         return Output(logits, [*maps, feature[:, :, None, None]])
-
-    def _hook(self, layers: Sequence[str]) -> None:
-        """Catch what the submodules give, as long as this reader lives: the network may outlive it."""
-        caught = self._caught  # a hook that held the reader would keep it alive
-        names = [name for name, _ in self.model.named_modules() if name]
-        for name in layers:
-            if name not in names:
-                raise unknown(f"layer of {type(self.model).__name__}", name, names)
-            hook = self.model.get_submodule(name).register_forward_hook(_Catch(caught, name))
-            weakref.finalize(self, hook.remove)
 
     def check(self, image: Shape) -> None:
         """A `UserError` where the network does not run on pictures `[C, H, W]`."""
@@ -134,6 +130,17 @@ class Features(nn.Module):
                 return False
         return plain == whole
 
+    def _same_logits(self, logits: Tensor, image: Shape) -> None:
+        """A `UserError` where the network's own forward says something else than the parts that are read."""
+        with self._dry_run(image) as x:
+            whole = _logits(self.model, self.model(x))
+        alike = whole.is_meta or torch.allclose(whole, logits, rtol=0.01, atol=0.01)  # meta tensors have no values
+        if whole.shape != logits.shape or not alike:
+            raise UserError(
+                f"{type(self.model).__name__} has a forward that gives other logits than its forward_intermediates and "
+                "forward_head, by which its maps are read: name the layers to read instead"
+            )
+
     @contextmanager
     def _dry_run(self, image: Shape) -> Iterator[Tensor]:
         modes = {module: module.training for module in self.modules()}
@@ -141,7 +148,9 @@ class Features(nn.Module):
         try:
             self.eval()
             with torch.no_grad():
-                yield parameter.new_zeros((1, *image))
+                count = math.prod(image)
+                ramp = torch.linspace(-1, 1, count, device=parameter.device)  # zeros would hide what is multiplied
+                yield ramp.to(parameter.dtype).view(1, *image)
         except UserError:
             raise
         except Exception as error:
@@ -150,16 +159,6 @@ class Features(nn.Module):
         finally:
             for module, mode in modes.items():
                 module.training = mode
-
-
-class _Catch:
-    """A forward hook that keeps what a submodule gave; unlike a function it can be copied and pickled with it."""
-
-    def __init__(self, caught: dict[str, Tensor], name: str) -> None:
-        self.caught, self.name = caught, name
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.caught[self.name] = output
 
 
 class Teacher(Features):
@@ -199,7 +198,8 @@ class Teacher(Features):
         if self.precision.teacher is None:
             return self._run(x, depth)
         with torch.autocast(x.device.type, enabled=False):
-            logits, maps = self._run(x.to(self.precision.teacher), depth)
+            kind = next(self.model.parameters()).dtype  # `float()` on all of a distiller reaches the copy too
+            logits, maps = self._run(x.to(kind), depth)
         return Output(logits.to(x.dtype), maps)
 
     def ahead(self, x: Tensor, depth: int | None = None) -> Callable[[], Output]:
@@ -235,8 +235,9 @@ def _stream_beside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits = model(x)
+def _logits(model: nn.Module, output: Any) -> Tensor:
+    """Of what a network gave, which may hold them as `.logits`."""
+    logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(f"{type(model).__name__} gives {found}: expected logits [N, classes]")
@@ -274,14 +275,3 @@ def _stages_of(shapes: list[tuple[int, ...]]) -> list[int]:
         count = min(MOST_STAGES, len(shapes))
         return [round((i + 1) * len(shapes) / count) - 1 for i in range(count)]
     return last[-MOST_STAGES:]
-
-
-def _as_map(output: Tensor, name: str) -> Tensor:
-    if isinstance(output, Tensor) and output.ndim == 4:
-        return output
-    if isinstance(output, Tensor) and output.ndim == 3:
-        side = int(output.shape[1] ** 0.5)
-        if side * side == output.shape[1]:
-            return output.transpose(1, 2).unflatten(2, (side, side))
-    found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise UserError(f"layer {name} gives {found}: expected a map [N, C, H, W] or square tokens [N, L, C]")

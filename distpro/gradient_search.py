@@ -11,11 +11,11 @@ from torch import nn
 from distpro.distiller import Distiller
 from distpro.errors import UserError
 from distpro.loop import Observer, fit, picture_shape
-from distpro.methods import DistPro
 from distpro.planned_step import graphed
-from distpro.process import TAU, WARM_UP, Process
+from distpro.process import TAU, Process
 from distpro.recipe import Recipe
 from distpro.search_step import SearchStep
+from distpro.tasks import Classification
 
 
 def search_by_gradient(
@@ -26,8 +26,6 @@ def search_by_gradient(
     recipe: Recipe,
     *,
     image: Sequence[int] | None = None,
-    kd_weight: float = 1.0,
-    warm_up: float = WARM_UP,
     normalisation: str = "biased-softmax",
     hypergradient: str = "exact",
     alpha_lr: float = 0.05,
@@ -57,37 +55,29 @@ def search_by_gradient(
     hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi: see `SearchStep`.
     facts: what the process is to say of where it is from.
     cuda_graphs: see `distpro.graphs`; by default where there is a GPU.
-    options: of `Distiller` (transforms, pathways, pooled, precision, student_layers, sync_bn, ...).
+    options: of `Distiller` (kd_weight, transforms, pathways, pooled, precision, student_layers, sync_bn, task, ...).
     """
     if recipe.grad_accum_steps > 1:
         raise UserError("--grad-accum-steps is of the distillation: a search by gradient takes whole batches")
     shape = picture_shape(train, image)
     picture_shape(validation, shape)  # there has to be one
-    distiller = Distiller(student, teacher, image=shape, **options).train()
-    assert distiller.teacher is not None
-    assert isinstance(distiller.method, DistPro)
+    distiller = Distiller(student, teacher, image=shape, label_smoothing=recipe.label_smoothing, **options).train()
     optimizer = recipe.optimizer(distiller.trainable_parameters())
     step = SearchStep(
-        distiller.student,
-        distiller.teacher,
-        distiller.method.paths,
+        distiller,
         optimizer,
         validation,
         steps=recipe.epochs * len(train),
-        kd_weight=kd_weight,
-        warm_up=warm_up,
         normalisation=normalisation,
         hypergradient=hypergradient,
         alpha_lr=alpha_lr,
         alpha_first=alpha_first,
         alpha_every=alpha_every,
         literal_xi=literal_xi,
-        precision=distiller.precision,
-        label_smoothing=recipe.label_smoothing,
     )
 
     def evaluate() -> dict[str, float]:
-        metrics = distiller.task.evaluate(student, test)
+        metrics = Classification().evaluate(student, test)
         return {f"test_{k}": v for k, v in metrics._asdict().items()}
 
     rows = fit(

@@ -79,7 +79,7 @@ def exact(
     theta: Sequence[Tensor],
     direction: Sequence[Tensor],
     x: Tensor,
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     factors: Tensor,
     student_stage: Sequence[int],
     dtype: torch.dtype | None = None,
@@ -90,7 +90,8 @@ def exact(
 
     student: the `Features` of the student; theta, direction: one tensor a parameter.
     x: the train batch `[N, C, H, W]`.
-    gradients: of the train loss at each pathway's own alias of F_j (`Pathways.sources`): factor_p * d l_p / d F_j.
+    gradients: of the train loss at each pathway's own alias of F_j (`Pathways.sources`): factor_p * d l_p / d F_j;
+        None where F_j depends on nothing that is trained: h_p = 0.
     factors: `[P]`, what these carry, w * a_p; where it is 0 nothing can be read and h_p = 0.
     student_stage: j of each pathway, from 1; 0 where l_p depends on theta through the logits.
     dtype: of the pass; that of theta by default. Autocast has no forward mode on a CPU: all of it is cast.
@@ -103,13 +104,19 @@ def exact(
         duals = [forward_ad.make_dual(p.to(dtype), d.to(dtype)) for p, d in zip(theta, direction, strict=True)]
         output = student(duals, x.to(dtype))
         tangents = [forward_ad.unpack_dual(m).tangent for m in (output.logits, *output.maps)]
-    missing = [j for j in set(student_stage) if tangents[j] is None]
-    if missing:
-        raise UserError(f"no forward derivative reaches the student's stage {missing[0]}: use finite-difference")
-    types = {g.dtype for g in gradients}
+    reached = [(g, tangents[j], j) for g, j in zip(gradients, student_stage, strict=True) if g is not None]
+    if not reached:
+        raise UserError("no pathway starts from a map that depends on what is trained of the student")
+    for _, tangent, j in reached:
+        if tangent is None:
+            raise UserError(f"no forward derivative reaches the student's stage {j}: use finite-difference")
+    types = {g.dtype for g, _, _ in reached}
     common = types.pop() if len(types) == 1 else torch.float32  # autocast leaves some maps in float32
-    tangents = [t if t is None else t.to(common) for t in tangents]
-    dots = pathway_dots([g.to(common) for g in gradients], [tangents[j] for j in student_stage])
+    cast = {j: tangent.to(common) for _, tangent, j in reached}
+    dots = pathway_dots([g.to(common) for g, _, _ in reached], [cast[j] for _, _, j in reached])
+    if len(reached) < len(gradients):
+        each = iter(dots.unbind())
+        dots = torch.stack([dots.new_zeros(()) if g is None else next(each) for g in gradients])
     return torch.where(factors == 0, 0, dots / factors)
 
 

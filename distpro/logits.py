@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distpro.errors import UserError
+
 TEMPERATURE = 4.0  # of the CIFAR-100 tables of the field
 
 
@@ -30,6 +32,8 @@ def dkd(
     alpha, beta: the weights of the two; the paper has alpha 1 and on CIFAR-100 a beta for each pair, from 2
         (ResNet56 -> ResNet20) and 6 (WRN-40-2 -> WRN-16-2) to 8.
     """
+    if target.ndim != 1:
+        raise UserError(f"DKD tells the true class from the others: expected classes [N], got {list(target.shape)}")
     true = target[:, None]
     others = torch.arange(student.shape[1] - 1, device=student.device).expand(len(student), -1)
     others = others + (others >= true)  # every class but the true one; a mask would wait for the device to count

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from distpro import parallel
 from distpro.errors import UserError
 from distpro.files import whole_file
+from distpro.transforms import as_shape
 
 CHECK_EVERY = 100  # steps between looks at the loss on the host; each look waits for the device
 
@@ -31,7 +32,7 @@ class Step(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def settle(self) -> None:
-        """The epoch is over: what the ranks of a job hold of their own becomes one."""
+        """Before and after an epoch: what the ranks of a job hold of their own becomes one."""
 
 
 class Observer:
@@ -61,15 +62,20 @@ def picture_shape(loader: Any, image: Sequence[int] | None = None) -> tuple[int,
     if not len(loader):
         raise UserError(f"there is no batch: {expected}")
     if image is None:
-        batch = next(iter(loader))
+        batches = iter(loader)
+        if batches is loader:
+            raise UserError(
+                f"a {type(loader).__name__} can be gone through once, and a look at its first batch would lose that: "
+                "say image=(C, H, W), and let it begin anew at every epoch"
+            )
+        batch = next(batches)
         parts = (
             [t.shape if isinstance(t, Tensor) else type(t) for t in batch] if isinstance(batch, (tuple, list)) else []
         )
         if len(parts) != 2 or not isinstance(batch[0], Tensor) or batch[0].ndim != 4:
             raise UserError(f"a batch is a {type(batch).__name__}{parts or ''}: {expected}")
         image = batch[0].shape[1:]
-    channels, height, width = image
-    return channels, height, width
+    return as_shape(image)
 
 
 def fit(
@@ -96,12 +102,17 @@ def fit(
     max_steps: end after so many steps, with the learning rates of the whole training; such an epoch is not saved.
     A loss that is not finite ends the training with a `UserError`; the last checkpoint stays.
     """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        # it keeps the 16-bit copies of weights that it has made until it ends: a step would not see the one before
+        raise UserError("a training inside torch.autocast: give it precision=Precision(amp=torch.bfloat16) instead")
     observer = observer or Observer()
     history: list[dict[str, float]] = []
     if resume and checkpoint is not None and checkpoint.is_file():
         history = _restore(checkpoint, step, scheduler)
-    elif parallel.rank():
-        torch.manual_seed(torch.initial_seed() + parallel.rank())  # dropout unlike that of rank 0
+    else:
+        step.settle()  # says at once where the ranks begin with networks of their own
+        if parallel.rank():
+            torch.manual_seed(torch.initial_seed() + parallel.rank())  # dropout unlike that of rank 0
     length = len(loader)
     total = epochs * length
     last = total if max_steps is None else min(total, max_steps)
@@ -159,6 +170,8 @@ def _epoch(
         if count % CHECK_EVERY == 0:
             _finite(float(sums["loss"]), where)
         observer.advance()
+    if not counts:
+        raise UserError(f"the loader has no batches left ({where}): expected one that begins anew at every epoch")
     parallel.average(sums.values())
     means = {f"train_{name}": float(value) / counts[name] for name, value in sums.items()}
     _finite(means["train_loss"], where)

@@ -112,10 +112,10 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def settle(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
-    """At the end of an epoch: one set of BN statistics for all ranks, their mean, as timm's `--dist-bn reduce`.
+    """Before and after an epoch: one set of BN statistics for all ranks, their mean, as timm's `--dist-bn reduce`.
 
     A `UserError` where parameters, or `others`, are not the same on every rank: they have to be, bit for bit, since
-    each rank moved them by the same averaged gradients.
+    they begin with one seed, and each rank moves them by the same averaged gradients.
     """
     if ranks() == 1:
         return
@@ -123,7 +123,10 @@ def settle(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
     values = [p.detach() for module in modules for p in module.parameters()] + list(others)
     sums = torch.stack([value.double().sum() for value in values])
     if not bool((gathered(sums) == sums.cpu()).all()):
-        raise UserError(f"rank {rank()}: the networks of the {ranks()} processes have come apart; this is a fault")
+        raise UserError(
+            f"rank {rank()}: the networks of the {ranks()} processes are not the same; every process has to make them "
+            "from the same seed, before it draws anything of its own"
+        )
 
 
 class _Mean(torch.autograd.Function):

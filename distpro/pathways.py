@@ -42,14 +42,14 @@ class Pathway(NamedTuple):
         """The pathway of a name such as "t1-s2-A" or "logits-KD"."""
         if name.startswith("logits-"):
             return cls(0, 0, name.removeprefix("logits-"))
-        teacher, student, transform = name.split("-")
+        teacher, student, transform = name.split("-", 2)  # a transform of one's own may hold more of them
         return cls(int(teacher[1:]), int(student[1:]), transform)
 
 
 def all_pathways(
     teacher_stages: int,
     student_stages: int,
-    transforms: str = "ABC",
+    transforms: Sequence[str] = "ABC",
     direction: str = "all",
     logits: Sequence[str] = (),
 ) -> tuple[Pathway, ...]:

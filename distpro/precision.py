@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Precision:
     """How a step computes. The parameters, their gradients and the optimizer stay float32 throughout.
 
-    amp: autocast of the student and of the method's blocks; bfloat16, which needs no loss scaling. None: off.
+    amp: autocast of the student and of the method's blocks; bfloat16, which needs no loss scaling. None: an autocast
+        of your own around the call holds, where there is one.
     channels_last: maps in NHWC order in memory.
     teacher: run a copy of the teacher in this type, its BN folded into its convolutions; a later change of the
         teacher's weights is then not seen. None: the teacher itself, under `amp` like the student.
@@ -26,7 +27,7 @@ class Precision:
     teacher: torch.dtype | None = None
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        return torch.autocast(device.type, self.amp, enabled=self.amp is not None)
+        return nullcontext() if self.amp is None else torch.autocast(device.type, self.amp)
 
     def layout(self, x: Tensor) -> Tensor:
         """`x` `[N, C, H, W]` in the layout of the step."""

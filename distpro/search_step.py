@@ -12,15 +12,14 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from distpro import parallel
+from distpro.distiller import Distiller
 from distpro.errors import UserError, unknown
-from distpro.features import Features, Output, Teacher
+from distpro.features import Output
 from distpro.graphs import capturing
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
-from distpro.pathways import Pathways
+from distpro.methods import DistPro
 from distpro.planned_step import Plan, PlannedStep
-from distpro.precision import PLAIN, Precision
 from distpro.process import NORMALISATIONS, warmed
-from distpro.tasks import Classification
 
 HYPERGRADIENTS = ("exact", "finite-difference")
 ALPHA_BETAS = (0.5, 0.9)  # of Adam on z; a second moment that remembers 1000 steps would hold z fast
@@ -31,7 +30,7 @@ class TrainPass(NamedTuple):
     """What a train pass leaves for the hypergradient."""
 
     losses: dict[str, Tensor]
-    at_sources: tuple[Tensor, ...]  # the train loss's gradient at each pathway's own alias of the student's map
+    at_sources: tuple[Tensor | None, ...]  # the loss's gradient at each pathway's own alias of the student's map
     factors: Tensor  # w * a_p `[P]`, which these gradients carry
     taught: Output  # what the teacher says of the batch
 
@@ -44,32 +43,29 @@ class SearchStep(PlannedStep):
     student alone is differentiated on the validation batch at theta'; the hypergradient is read at theta; Adam
     moves z. Passes other than the train pass leave every buffer alone.
 
-    student, teacher, pathways: on one device; `optimizer`: plain SGD over the student's and pathways' parameters.
-    validation: an iterable of `(x, y)`, gone through again and again.
-    kd_weight: the scale of the feature losses is w = P * kd_weight, after a warm-up.
+    distiller: of method "distpro", whose networks, pathways, task, weight, warm-up and precision these are; not its
+        process, which is what is sought.
+    optimizer: plain SGD over `distiller.trainable_parameters()`.
+    validation: an iterable of `(x, y)`, gone through again and again; its loss is the task's, without label smoothing.
     alpha_first: z moves first and the train step is taken again with the new weights (Algorithm 1 read literally).
     alpha_every: z moves at every N-th step only, N times as far.
     literal_xi: leave the student's step size xi in what Adam sees, as Eq. 4 has it, and give Adam the betas of the
         release. Its second moment then remembers the large early gradients, so z freezes for some thousand steps once
         the learning rate has dropped; without it z moves alike at every learning rate.
     radius: of the finite difference: epsilon = radius / norm of its direction.
-    precision: of all passes, but for the finite difference, which is float32 always: a difference of two nearly
-        equal losses would keep few digits of a shorter type.
-    label_smoothing: of the train loss; the validation loss has none.
+    The finite difference is float32 whatever the precision: a difference of two nearly equal losses would keep few
+    digits of a shorter type.
+
     z_record: z as used at each step, `[steps, P]`.
     """
 
     def __init__(
         self,
-        student: Features,
-        teacher: Teacher,
-        pathways: Pathways,
+        distiller: Distiller,
         optimizer: torch.optim.Optimizer,
         validation: Any,
         *,
         steps: int,
-        kd_weight: float = 1.0,
-        warm_up: float = 0.0,
         normalisation: str = "biased-softmax",
         hypergradient: str = "exact",
         alpha_lr: float = 0.05,
@@ -77,38 +73,37 @@ class SearchStep(PlannedStep):
         alpha_every: int = 1,
         literal_xi: bool = False,
         radius: float = RADIUS,
-        precision: Precision = PLAIN,
-        label_smoothing: float = 0.0,
     ) -> None:
+        method, teacher = distiller.method, distiller.teacher
+        if not isinstance(method, DistPro) or teacher is None:
+            raise UserError(f"a search is of the pathways of method distpro, not of {type(method).__name__}")
         if hypergradient not in HYPERGRADIENTS:
             raise unknown("hypergradient", hypergradient, HYPERGRADIENTS)
         if normalisation not in NORMALISATIONS:
             raise unknown("normalisation", normalisation, NORMALISATIONS)
         if alpha_every < 1:
             raise UserError(f"--alpha-every must be 1 or more, got {alpha_every}")
-        self.student, self.teacher, self.pathways = student, teacher, pathways
-        self.optimizer, self.validation, self.precision = optimizer, validation, precision
-        for module in (student, pathways):
-            precision.lay_out(module)
+        self.student, self.teacher, self.pathways = distiller.student, teacher, method.paths
+        self.optimizer, self.validation, self.precision = optimizer, validation, distiller.precision
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.validated = 0
-        self.stateless = Stateless(student)
-        self.stateless_pathways = Stateless(pathways)
+        self.stateless = Stateless(self.student)
+        self.stateless_pathways = Stateless(self.pathways)
         self.theta = self.stateless.parameters
         self.phi = self.stateless_pathways.parameters
         self.normalise = NORMALISATIONS[normalisation]
-        self.full_scale, self.warm_up = len(pathways) * kd_weight, warm_up
+        self.full_scale, self.warm_up = method.scale, method.warm_up
         self.scale = self.full_scale
         self.hypergradient, self.radius = hypergradient, radius
         self.alpha_first, self.alpha_every, self.literal_xi = alpha_first, alpha_every, literal_xi
-        self.task, self.judge = Classification(label_smoothing), Classification()
+        self.task, self.judge = distiller.task, distiller.validation_loss
         device = self.theta[0].device
-        self.z = torch.ones(len(pathways), device=device, dtype=self.theta[0].dtype)
+        self.z = torch.ones(len(self.pathways), device=device, dtype=self.theta[0].dtype)
         on_gpu = device.type == "cuda"  # there Adam counts its steps on the device, as a graph has to
         betas = LITERAL_BETAS if literal_xi else ALPHA_BETAS
         self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=betas, capturable=on_gpu)
         self.z_used = self.z.clone()
-        self.z_record = torch.zeros(steps, len(pathways), device=device)
+        self.z_record = torch.zeros(steps, len(self.pathways), device=device)
         self.taken = 0
         self.draws = False  # whether the last train pass drew random numbers
         step_sizes(optimizer, self.theta)  # refuses an optimizer that cannot be differentiated before work is done
@@ -162,12 +157,16 @@ class SearchStep(PlannedStep):
             with record_function("losses"):
                 taught, sources = ahead(), self.pathways.sources(output)
                 feature_loss, _ = self.pathways(sources, taught, y, factors)
-                task = self.task.loss(output.logits, y)
+                task = self.task(output.logits, y)
                 loss = task + feature_loss
         parameters = [*self.theta, *self.phi]
         with record_function("backward"):
-            gradients = torch.autograd.grad(loss, [*parameters, *sources], allow_unused=True)
+            # stages that lie before all that is trained have none
+            reached = [source for source in sources if source.requires_grad]
+            gradients = torch.autograd.grad(loss, [*parameters, *reached], allow_unused=True)
         parallel.average(gradients[: len(parameters)])
+        rest = iter(gradients[len(parameters) :])
+        at_sources = tuple(next(rest) if source.requires_grad else None for source in sources)
         for parameter, gradient in zip(parameters, gradients, strict=False):
             if gradient is not None and gradient.stride() != parameter.stride():
                 # as backward() would: one such gradient sends SGD from one launch for all to two a parameter
@@ -177,7 +176,7 @@ class SearchStep(PlannedStep):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)  # nothing stale for the validation gradient to meet
         losses = {"loss": loss.detach(), "task": task.detach()}
-        return TrainPass(losses, gradients[len(parameters) :], factors, taught)
+        return TrainPass(losses, at_sources, factors, taught)
 
     def _both_steps(self, x: Tensor, y: Tensor, scale: Tensor, plan: Plan) -> dict[str, Tensor]:
         theta = [p.detach().clone() for p in self.theta]
@@ -191,7 +190,7 @@ class SearchStep(PlannedStep):
         with record_function("validation"):
             with self.precision.autocast(x.device):
                 output = self.stateless(self.theta, self.precision.layout(x_val))
-                val_loss = self.judge.loss(output.logits, y_val)
+                val_loss = self.judge(output.logits, y_val)
             v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
             parallel.average(v)
         direction = [

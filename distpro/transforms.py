@@ -8,10 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distpro.errors import UserError
+
 Shape = tuple[int, int, int]  # [C, H, W] of one picture's map
 
 
 Size = Sequence[int]  # [H, W]
+
+
+def as_shape(image: Sequence[int]) -> Shape:
+    """`image` where it is `[C, H, W]`; a `UserError` else."""
+    if not isinstance(image, Sequence) or len(image) != 3 or not all(isinstance(side, int) for side in image):
+        raise UserError(f"image {image!r}: expected the shape (C, H, W) of one picture, such as (3, 224, 224)")
+    channels, height, width = image
+    return channels, height, width
 
 
 class Resize(nn.Module):
@@ -102,6 +112,18 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def _he_normal(*modules: nn.Module) -> list[nn.Module]:
+    """The same with their convolutions' weights drawn anew, He-normal over the fan-out.
+
+    Not those inside the attention: a fan-out of one would make its map, and so a square of the features, start some ten
+    times too large.
+    """
+    for module in modules:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return list(modules)
+
+
 def _conv(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
 
@@ -111,31 +133,31 @@ def _resized_conv(inputs: int, outputs: int, s: Shape, t: Shape) -> list[nn.Modu
 
 
 def _block_a(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
-    return [*_conv(s[0], t[0], 1), Resize(t[1:])]
+    return _he_normal(*_conv(s[0], t[0], 1), Resize(t[1:]))
 
 
 def _block_b(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
-    return [*_conv(s[0], mid, 1), Attention(mid), *_resized_conv(mid, t[0], s, t)]
+    return _he_normal(*_conv(s[0], mid, 1), Attention(mid), *_resized_conv(mid, t[0], s, t))
 
 
 def _block_c(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
-    return [*_conv(s[0], mid, 1), Attention(mid), *_resized_conv(mid, mid, s, t), *_conv(mid, t[0], 3)]
+    return _he_normal(*_conv(s[0], mid, 1), Attention(mid), *_resized_conv(mid, mid, s, t), *_conv(mid, t[0], 3))
 
 
 def _block_d(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
-    return [
+    return _he_normal(
         *(*_conv(s[0], mid, 3), nn.ReLU(), Attention(mid)),
         *(*_conv(mid, mid, 3), nn.ReLU()),
         *_resized_conv(mid, t[0], s, t),
-    ]
+    )
 
 
 def _block_e(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
-    return [*_conv(s[0], mid, 1), *_resized_conv(mid, t[0], s, t)]
+    return _he_normal(*_conv(s[0], mid, 1), *_resized_conv(mid, t[0], s, t))
 
 
 def _block_t(s: Shape, t: Shape, mid: int) -> list[nn.Module]:
-    return [nn.Conv2d(s[0], t[0], 1), ChannelNorm(t[0]), Resize(t[1:])]
+    return _he_normal(nn.Conv2d(s[0], t[0], 1), ChannelNorm(t[0]), Resize(t[1:]))
 
 
 # A: linear. B: one, C: two 3x3 convolutions after the attention. D: the block of the authors' release.
@@ -153,11 +175,6 @@ TRANSFORMS: dict[str, Callable[[Shape, Shape, int], list[nn.Module]]] = {
 def create_transform(kind: str, student: Shape, teacher: Shape) -> Transform:
     """The block `kind` from a student map `[C_s, H_s, W_s]` to a teacher's `[C_t, H_t, W_t]`.
 
-    The width between is min(512, C_t, C_s). Convolutions start He-normal over their fan-out, but for the attention's,
-    whose fan-out of one would make its map, and so a square of the features, start some ten times too large.
+    The width between is min(512, C_t, C_s). It starts with the weights that its maker in `TRANSFORMS` gave it.
     """
-    block = Transform(*TRANSFORMS[kind](student, teacher, min(512, teacher[0], student[0])))
-    for module in block:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return block
+    return Transform(*TRANSFORMS[kind](student, teacher, min(512, teacher[0], student[0])))

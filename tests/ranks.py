@@ -3,15 +3,16 @@
 import sys
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
-from distpro import parallel
+from distpro import UserError, distill, parallel
 from distpro.data import create_dataset
 from distpro.distill import DistillStep
 from distpro.distiller import Distiller
-from distpro.features import Features, Teacher
 from distpro.loop import fit
 from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
+from distpro.pathways import all_pathways
+from distpro.process import Process
 from distpro.recipe import Recipe
 from distpro.search_step import SearchStep
 from distpro.tasks import Classification
@@ -49,15 +50,11 @@ def left_by(step, modules, others=()):
 
 def searched(hypergradient):
     student, teacher = pair()
-    reader, frozen = Features(student, IMAGE).train(), Teacher(teacher, IMAGE)
-    blocks = Pathways(all_pathways(3, 3, "AE"), reader.shapes, frozen.shapes).double()
-    for part in (reader, blocks):
-        parallel.synchronise(part)
-    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
+    distiller = Distiller(student, teacher, image=IMAGE, transforms="AE", warm_up=0.0, sync_bn=True).train()
+    optimizer = RECIPE.optimizer(distiller.trainable_parameters())
     judges = Doubles(create_dataset("digits").test, 4 * BATCH, False)
-    options = {"steps": 4, "hypergradient": hypergradient, "radius": 1e-5}
-    step = SearchStep(reader, frozen, blocks, optimizer, judges, **options)
-    return left_by(step, [student, blocks], {"z": step.z, "record": step.z_record})
+    step = SearchStep(distiller, optimizer, judges, steps=4, hypergradient=hypergradient, radius=1e-5)
+    return left_by(step, [student, step.pathways], {"z": step.z, "record": step.z_record})
 
 
 def distilled(method):
@@ -67,9 +64,45 @@ def distilled(method):
     return left_by(step, [student, distiller.method, step.average])
 
 
+def wrapped(ddp):
+    """What is left by torch's DistributedDataParallel around a distiller that drops pathways, or by the step here."""
+    student, teacher = pair()
+    paths = all_pathways(3, 3, "A")
+    z = torch.stack([torch.tensor([float(p.teacher <= 1) for p in paths]), torch.zeros(9), torch.ones(9)])
+    options = {"transforms": "A", "process": Process(z, paths), "steps": 5, "warm_up": 0.0}
+    distiller = Distiller(student, teacher, image=IMAGE, **options).train()
+    step = DistillStep(distiller, RECIPE)
+    module = DistributedDataParallel(distiller, find_unused_parameters=True) if ddp else None
+    for k, (x, y) in enumerate(Doubles(create_dataset("digits").train, 5 * BATCH, True)):
+        if module is None:
+            step(x, y, k / 4)
+        else:
+            step.optimizer.zero_grad()
+            module(x, y)["loss"].backward()
+            step.optimizer.step()
+    return {f"{k}": p.detach() for k, p in enumerate(distiller.trainable_parameters())}
+
+
+def of_its_own():
+    """What a job says whose processes begin with networks of their own."""
+    torch.manual_seed(parallel.rank())
+    try:
+        distill(
+            create_model("wrn_10_1", 10, 1),
+            None,
+            [(torch.randn(2, *IMAGE), torch.ones(2).long())],
+            RECIPE,
+            method="none",
+        )
+    except UserError as error:
+        return str(error)
+
+
 if __name__ == "__main__":
     parallel.begin(torch.device("cpu"))
     results = {name: searched(name) for name in ("exact", "finite-difference")}
     results |= {name: distilled(name) for name in ("none", "distpro", "reviewkd")}
+    if parallel.ranks() > 1:
+        results |= {"ddp": wrapped(True), "step": wrapped(False), "of its own": of_its_own()}
     torch.save(results, sys.argv[1] + str(parallel.rank()))
     parallel.end()

@@ -4,9 +4,8 @@ import torch
 
 from distpro import Distiller, Recipe
 from distpro.distill import DistillStep
-from distpro.features import Features, Teacher
 from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
+from distpro.precision import PLAIN
 from distpro.search_step import SearchStep
 
 IMAGE, STEPS = (1, 8, 8), 24
@@ -31,13 +30,12 @@ def distill_step(device, method, recipe=RECIPE, **options):
     return DistillStep(distiller, recipe)
 
 
-def search_step(device, student=None, **options):
+def search_step(device, student=None, precision=PLAIN, **options):
     ours, teacher = pair(device)
-    reader, frozen = Features(student or ours, IMAGE).train(), Teacher(teacher, IMAGE)
     torch.manual_seed(1)
-    blocks = Pathways(all_pathways(3, 3, "AB"), reader.shapes, frozen.shapes).double().to(device)
-    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
-    judges = batches(device, 3, 9)
-    step = SearchStep(reader, frozen, blocks, optimizer, judges, steps=STEPS, warm_up=0.3, kd_weight=2.0, **options)
+    loss = {"transforms": "AB", "warm_up": 0.3, "kd_weight": 2.0}
+    distiller = Distiller(student or ours, teacher, image=IMAGE, precision=precision, **loss).train()
+    optimizer = RECIPE.optimizer(distiller.trainable_parameters())
+    step = SearchStep(distiller, optimizer, batches(device, 3, 9), steps=STEPS, **options)
     step.adam.param_groups[0]["capturable"] = True
     return step

@@ -220,5 +220,5 @@ def test_the_hooks_of_a_reader_go_with_it():
     assert hooks() == [0, 1, 0]
     assert len(readers[0](x).maps) == 1
     for _ in range(3):
-        Distiller(network, network, image=(3, 16, 16), student_layers=["body"], teacher_layers=["entry"])
+        Distiller(network, Own(), image=(3, 16, 16), student_layers=["body"], teacher_layers=["entry"])
     assert hooks() == [0, 1, 0]

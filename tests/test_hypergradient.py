@@ -7,11 +7,10 @@ import pytest
 import torch
 from oracle import hypergradient as oracle
 
+from distpro import Distiller
 from distpro.errors import UserError
-from distpro.features import Features, Teacher
 from distpro.hypergradient import RADIUS, Stateless, step_sizes
 from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
 from distpro.process import NORMALISATIONS
 from distpro.search_step import SearchStep
 
@@ -50,21 +49,21 @@ def network(name, image):
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 
 
-def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, frozen=None, logits=(), **options):
+def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, frozen=(), logits=(), weight=0.3, **options):
     """A pair some steps into its search, so that momentum, BN statistics and z are no longer their first values."""
     torch.manual_seed(0)
     teacher_name, student_name, image = pair
     layers = ["0", "1", "2"] if student_name is Strided else None
-    teacher = Teacher(network(teacher_name, image).to(dtype), image)
-    student = Features(network(student_name, image).to(dtype), image, layers).train()
-    if frozen:
-        student.model.get_submodule(frozen).requires_grad_(False)
-    paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms, logits=logits)
-    pathways = Pathways(paths, student.shapes, teacher.shapes).to(dtype)
-    optimizer = torch.optim.SGD([*student.parameters(), *pathways.parameters()], **sgd)
+    teacher = network(teacher_name, image).to(dtype)
+    student = network(student_name, image).to(dtype)
+    for name in frozen:
+        student.get_submodule(name).requires_grad_(False)
+    loss = {"transforms": transforms, "logit_pathways": logits, "kd_weight": weight, "warm_up": 0.0}
+    distiller = Distiller(student, teacher, image=image, student_layers=layers, **loss).train()
+    optimizer = torch.optim.SGD(distiller.trainable_parameters(), **sgd)
     batches = [(torch.randn(16, *image, dtype=dtype), torch.randint(10, (16,))) for _ in range(6)]
-    options = {"literal_xi": True, "kd_weight": 0.3, "steps": 9, **options}
-    step = SearchStep(student, teacher, pathways, optimizer, batches[3:], **options)
+    options = {"literal_xi": True, "steps": 9, **options}
+    step = SearchStep(distiller, optimizer, batches[3:], **options)
     for k in range(warm):
         step(*batches[k], 0.0)
     step.z += 0.3 * torch.randn_like(step.z)
@@ -230,13 +229,23 @@ def test_dropout_is_the_same_in_every_pass(hypergradient, bound):
 
 
 def test_frozen_parameters_stay_out():
-    step, batch, val_batch = setting(PAIRS[0], frozen="conv1")
+    step, batch, val_batch = setting(PAIRS[0], frozen=["conv1"])
     weight = step.student.model.conv1.weight
     before = weight.clone()
     want = true_gradient(step, batch, val_batch)
     step(*batch, 0.0)
     assert relative(step.z.grad, want) < 1e-8
     assert torch.equal(weight, before)
+
+
+def test_pathways_from_frozen_stages_move_nothing():
+    """A fine-tuning whose shallow layers rest: what is compared there says nothing of what is trained."""
+    step, batch, val_batch = setting(PAIRS[1], frozen=["conv1", "block1", "block2.layer.0.bn1"])
+    want = true_gradient(step, batch, val_batch)
+    step(*batch, 0.0)
+    assert relative(step.z.grad, want) < 1e-8
+    with pytest.raises(UserError, match="no pathway starts from a map that depends on what is trained"):
+        setting(PAIRS[1], frozen=["conv1", "block1", "block2", "block3", "bn1"])
 
 
 def test_step_sizes():

@@ -5,10 +5,8 @@ import copy
 import torch
 from literal_search import LiteralSearch
 
-from distpro import Recipe
-from distpro.features import Features, Teacher
+from distpro import Distiller, Recipe
 from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
 from distpro.search_step import SearchStep
 
 IMAGE = (3, 8, 8)
@@ -17,20 +15,17 @@ IMAGE = (3, 8, 8)
 def test_it_moves_as_the_search_does():
     torch.manual_seed(0)
     student, teacher = create_model("wrn_10_1", 10).double(), create_model("resnet8", 10).double()
-    reader, frozen = Features(student, IMAGE).train(), Teacher(teacher, IMAGE)
-    blocks = Pathways(all_pathways(3, 3, "AB"), reader.shapes, frozen.shapes).double()
-    parts = [(reader, blocks), copy.deepcopy((reader, blocks))]
-    optimizers = [Recipe(epochs=1, lr=0.01).optimizer([*r.parameters(), *b.parameters()]) for r, b in parts]
+    distiller = Distiller(student, teacher, image=IMAGE, transforms="AB", warm_up=0.0).train()
+    twin = copy.deepcopy(distiller)
+    optimizers = [Recipe(epochs=1, lr=0.01).optimizer(d.trainable_parameters()) for d in (distiller, twin)]
     x, y = torch.randn(5, 8, *IMAGE, dtype=torch.float64), torch.randint(10, (5, 8))
     validation = [(x[4], y[4])]
-    ours = SearchStep(
-        parts[0][0], frozen, parts[0][1], optimizers[0], validation, steps=4, hypergradient="finite-difference"
-    )
-    literal = LiteralSearch(parts[1][0], frozen, parts[1][1], optimizers[1], validation[0])
+    ours = SearchStep(distiller, optimizers[0], validation, steps=4, hypergradient="finite-difference")
+    literal = LiteralSearch(twin.student, twin.teacher, twin.method.paths, optimizers[1], validation[0])
     for k in range(4):
         loss = ours(x[k], y[k], 0.0)["loss"]
         torch.testing.assert_close(literal(x[k], y[k]), loss, rtol=1e-9, atol=0)
     assert (ours.z - 1).abs().max() > 0.1
     torch.testing.assert_close(literal.z.detach(), ours.z, rtol=1e-5, atol=0)
-    for a, b in zip(parts[0][0].state_dict().values(), parts[1][0].state_dict().values(), strict=True):
+    for a, b in zip(student.state_dict().values(), twin.student.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

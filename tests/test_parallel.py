@@ -52,6 +52,19 @@ def test_two_processes_are_one(left, what):
             torch.testing.assert_close(other[key], value, rtol=1e-9, atol=1e-11, msg=lambda text, k=key: f"{k}: {text}")
 
 
+def test_a_distiller_in_distributed_data_parallel(left):
+    _, *two = left
+    for values in two:
+        for key, parameter in values["step"].items():
+            torch.testing.assert_close(values["ddp"][key], parameter, rtol=1e-9, atol=1e-12)
+            assert torch.equal(parameter, two[0]["step"][key])
+
+
+def test_processes_that_begin_with_networks_of_their_own_are_told(left):
+    for rank, values in enumerate(left[1:]):
+        assert values["of its own"].startswith(f"rank {rank}: the networks of the 2 processes are not the same")
+
+
 def test_the_search_moved(left):
     z = left[1]["exact"]["z"]
     assert (z != 1).all()

@@ -6,9 +6,8 @@ import torch
 from distpro import Distiller, Recipe, distill
 from distpro.data import create_dataset
 from distpro.distill import DistillStep
-from distpro.features import Features, Teacher
+from distpro.features import Teacher
 from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
 from distpro.precision import Precision
 from distpro.search_step import SearchStep
 
@@ -44,11 +43,9 @@ def distilling(precision):
 
 
 def searching(precision, validation, **options):
-    student, teacher = networks()
-    reader, frozen = Features(student, IMAGE).train(), Teacher(teacher, IMAGE, precision=precision)
-    blocks = Pathways(all_pathways(3, 3, "AE"), reader.shapes, frozen.shapes)
-    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
-    return SearchStep(reader, frozen, blocks, optimizer, validation, steps=400, precision=precision, **options)
+    distiller = Distiller(*networks(), image=IMAGE, transforms="AE", warm_up=0.0, precision=precision).train()
+    optimizer = RECIPE.optimizer(distiller.trainable_parameters())
+    return SearchStep(distiller, optimizer, validation, steps=400, **options)
 
 
 @pytest.mark.slow

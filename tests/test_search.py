@@ -7,12 +7,11 @@ import statistics
 import pytest
 import torch
 
-from distpro import Process, Recipe, UserError, distill, search_by_gradient
+from distpro import Distiller, Process, Recipe, UserError, distill, search_by_gradient
 from distpro.data import create_dataset, holdout
-from distpro.features import Features, Teacher
 from distpro.loop import fit
 from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
+from distpro.pathways import all_pathways
 from distpro.search_step import SearchStep, endless
 from distpro.tasks import Classification
 
@@ -33,12 +32,10 @@ def pair(seed=0):
     return create_model("wrn_10_1", 10, 1), create_model("resnet8", 10, 1)
 
 
-def step_of(**options):
-    student, teacher = pair()
-    reader, frozen = Features(student, IMAGE).train(), Teacher(teacher, IMAGE)
-    blocks = Pathways(all_pathways(3, 3, "A"), reader.shapes, frozen.shapes)
-    optimizer = RECIPE.optimizer([*reader.parameters(), *blocks.parameters()])
-    return SearchStep(reader, frozen, blocks, optimizer, batches(3, 9), steps=200, **options)
+def step_of(warm_up=0.0, **options):
+    distiller = Distiller(*pair(), image=IMAGE, transforms="A", warm_up=warm_up).train()
+    optimizer = RECIPE.optimizer(distiller.trainable_parameters())
+    return SearchStep(distiller, optimizer, batches(3, 9), steps=200, **options)
 
 
 def test_a_process_of_every_step():

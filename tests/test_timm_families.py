@@ -9,7 +9,6 @@ from distpro import Distiller
 from distpro.errors import UserError
 from distpro.features import Features, Teacher
 from distpro.models import create_model
-from distpro.pathways import Pathways, all_pathways
 from distpro.search_step import SearchStep
 
 CLASSES = 7
@@ -157,18 +156,17 @@ def test_a_family_teaches_and_learns(name, size, kind):
 def test_a_family_is_searched_for(name, size):
     """The exact hypergradient of one search step is what finite differences tend to, with the same dropped paths."""
     image, dtype = (3, size, size), torch.float64
-    teacher = Teacher(network("resnet10t", size).to(dtype), image, pooled=True)
+    teacher = network("resnet10t", size).to(dtype)
     net = network(name, size).to(dtype)
     train, val = pictures(size, dtype=dtype), pictures(size, dtype=dtype)
     found = {}
     for how in ("exact", "finite-difference"):
         torch.manual_seed(1)
-        student = Features(copy.deepcopy(net), image, pooled=True).train()
-        paths = all_pathways(len(teacher.shapes), len(student.shapes), "E", "same")
-        pathways = Pathways(paths, student.shapes, teacher.shapes).to(dtype)
-        parameters = [*student.parameters(), *pathways.parameters()]
+        options = {"transforms": "E", "pathways": "same", "pooled": True, "warm_up": 0.0}
+        distiller = Distiller(copy.deepcopy(net), teacher, image=image, **options).train()
+        parameters = distiller.trainable_parameters()
         optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-4, nesterov=True)
-        step = SearchStep(student, teacher, pathways, optimizer, [val], steps=1, hypergradient=how, radius=1e-5)
+        step = SearchStep(distiller, optimizer, [val], steps=1, hypergradient=how, radius=1e-5)
         step(*train, 1.0)
         found[how] = step.z.grad
     exact = found["exact"]

@@ -48,16 +48,17 @@ class Method(nn.Module):
     @property
     def steady(self) -> bool:
         """Whether every moment is like the others, so that nobody has to say where the training stands."""
-        return True
+        return type(self).moment is Method.moment
 
     def parts(self) -> Iterable[nn.Module]:
         """The modules it runs one by one, each of which can be compiled; no graph then holds more than one."""
         return ()
 
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
-        """The weighted loss terms of a batch by name.
+        """The weighted loss terms of a batch by name, any but "loss" and "task".
 
         moment: with its weights on the device of the batch. Nothing here may read a value back to the host.
-        teacher: None where the moment's depth is 0. target: what the task's loss compares with, classes `[N]`.
+        teacher: None where the moment's depth is 0.
+        target: what the task's loss compares with, classes `[N]` as a rule.
         """
         raise AssertionError(f"{type(self).__name__} must define forward")

@@ -28,7 +28,7 @@ class DistPro(Method):
         teacher: Teacher,
         process: Process | None = None,
         kd_weight: float = 1.0,
-        transforms: str = "ABC",
+        transforms: Sequence[str] = "ABC",
         pathways: str = "all",
         distance: str = "hcl",
         pooled: bool = False,

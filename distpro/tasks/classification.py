@@ -27,7 +27,7 @@ class Classification:
         self.label_smoothing = label_smoothing
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of logits `[N, K]` and classes `[N]`."""
+        """Mean cross-entropy of logits `[N, K]` and classes `[N]`, or probabilities `[N, K]` as mixup gives them."""
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     @torch.no_grad()

@@ -1,0 +1,100 @@
+"""Submodules of any network, read by name while it runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from distpro.errors import UserError, unknown
+from distpro.transforms import Size
+
+
+class Layers:
+    """Catches what the named submodules of a network give, as long as this object lives: the network may outlive it.
+
+    names: as in `model.named_modules()`, shallow first.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._caught: dict[str, Any] = {}
+        known = [name for name, _ in model.named_modules() if name]
+        for name in names:
+            if name not in known:
+                raise unknown(f"layer of {type(model).__name__}", name, known)
+            # not a method of ours: a hook that held this object would keep it alive
+            hook = model.get_submodule(name).register_forward_hook(_Catch(self._caught, name))
+            weakref.finalize(self, hook.remove)
+
+    def run(self, model: nn.Module, x: Tensor) -> tuple[Any, list[Tensor]]:
+        """What `model(x)` gives, and a map `[N, C, H, W]` a layer; `model` may be a copy that has the hooks."""
+        self._caught.update(dict.fromkeys(self.names))
+        output = model(x)
+        caught = [self._caught.pop(name) for name in self.names]
+        for name, found in zip(self.names, caught, strict=True):
+            if found is None:
+                raise UserError(f"layer '{name}' of {type(model).__name__} was not run by its forward")
+        return output, [as_map(found, x.shape[2:], name) for name, found in zip(self.names, caught, strict=True)]
+
+    def check(self, model: nn.Module, x: Tensor) -> None:
+        """A `UserError` where a layer's map is overwritten in place before it can be read; `model` is run once."""
+        given: dict[str, tuple[Tensor, int]] = {}
+
+        def noting(name: str) -> Any:
+            return lambda module, inputs, output: given.__setitem__(name, (output, output._version))
+
+        hooks = [model.get_submodule(name).register_forward_hook(noting(name)) for name in self.names]
+        try:
+            model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, (output, version) in given.items():
+            if output._version != version:
+                raise UserError(
+                    f"layer '{name}' of {type(model).__name__} is overwritten in place by what follows it, as "
+                    "ReLU(inplace=True) does: name the layer after it, or make that one inplace=False"
+                )
+
+
+class _Catch:
+    """A forward hook that keeps what a submodule gives while its reader waits for it.
+
+    Unlike a function it can be copied and pickled with the network, and as it keeps nothing in the network's other
+    passes, no copy meets a tensor of the autograd graph.
+    """
+
+    def __init__(self, caught: dict[str, Any], name: str) -> None:
+        self.caught, self.name = caught, name
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.name in self.caught:
+            self.caught[self.name] = output
+
+
+def as_map(output: Any, picture: Size, name: str) -> Tensor:
+    """The map `[N, C, H, W]` of a layer: it may give that, `[N, H, W, C]`, or tokens `[N, L, C]` row by row.
+
+    Which of them it is shows in the proportions of the picture `[H, W]`: a map keeps them.
+    """
+    if isinstance(output, Tensor) and output.ndim == 4:
+        rows_last = _alike(output.shape[2:], picture) or not _alike(output.shape[1:3], picture)
+        return output if rows_last else output.permute(0, 3, 1, 2)
+    if isinstance(output, Tensor) and output.ndim == 3:
+        rows = round((output.shape[1] * picture[0] / picture[1]) ** 0.5)
+        columns = output.shape[1] // max(1, rows)
+        if 0 < rows * columns == output.shape[1] and _alike((rows, columns), picture):
+            return output.transpose(1, 2).unflatten(2, (rows, columns))
+    found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise UserError(
+        f"layer {name} gives {found}: expected a map [N, C, H, W] or [N, H, W, C], or tokens [N, L, C] that fill the "
+        f"picture of {picture[0]}x{picture[1]}"
+    )
+
+
+def _alike(size: Size, picture: Size) -> bool:
+    """Whether `size` has the picture's proportions, to a pixel."""
+    return abs(size[0] * picture[1] - size[1] * picture[0]) < max(picture)

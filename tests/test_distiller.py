@@ -1,0 +1,331 @@
+"""A Distiller in a loop of one's own: networks, layers, tasks and wrappers as researchers bring them."""
+
+import copy
+import warnings
+from collections import OrderedDict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distpro import Distiller, Features, Precision, Recipe, distill
+from distpro.errors import UserError
+from distpro.layers import as_map
+from distpro.methods import Method
+from distpro.models import create_model
+from distpro.pathways import Pathway, all_pathways
+from distpro.process import Process
+from distpro.transforms import TRANSFORMS
+
+IMAGE = (3, 16, 16)
+
+
+def networks():
+    torch.manual_seed(0)
+    return create_model("wrn_10_1", 10), create_model("resnet8", 10)
+
+
+def batch(size=4):
+    torch.manual_seed(1)
+    return torch.randn(size, *IMAGE), torch.randint(10, (size,))
+
+
+class Plain(nn.Module):
+    """A convolution, a ReLU in place or not, and a classifier."""
+
+    def __init__(self, inplace=False):
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(inplace), nn.Linear(6, 10)
+        self.extra = nn.Conv2d(6, 6, 1)
+        self.skip = False
+
+    def forward(self, x):
+        x = self.relu(self.conv(x))
+        if not self.skip:
+            x = x + self.extra(x)
+        return self.fc(x.mean((2, 3)))
+
+
+# -- precision ---------------------------------------------------------------------------------------------------
+
+
+def test_an_autocast_around_the_call_holds():
+    seen = []
+    student, teacher = networks()
+    student.conv1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    distiller = Distiller(student, teacher, image=IMAGE, method="kd").train()
+    seen.clear()
+    x, y = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        distiller(x, y)
+    distiller(x, y)
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_an_autocast_around_whole_trainings_is_refused():
+    student, teacher = networks()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match=r"give it precision=Precision\(amp="):
+        distill(student, teacher, [batch()], Recipe(1), method="kd")
+
+
+def test_a_16_bit_teacher_is_made_float_with_the_rest():
+    distiller = Distiller(*networks(), image=IMAGE, method="kd", precision=Precision(teacher=torch.bfloat16))
+    x, y = batch()
+    before = distiller(x, y)["kd"].item()
+    assert distiller.float()(x, y)["kd"].item() == pytest.approx(before, rel=0.05)
+
+
+# -- methods and tasks of one's own -------------------------------------------------------------------------------
+
+
+class Hint(Method):
+    """The mean squared distance of the logits."""
+
+    reads_maps = False
+    options = ("hint_weight",)
+
+    def __init__(self, student, teacher, hint_weight=1.0):
+        super().__init__(student, teacher)
+        self.hint_weight = hint_weight
+
+    def forward(self, student, teacher, target, moment):
+        return {"hint": self.hint_weight * F.mse_loss(student.logits, teacher.logits)}
+
+
+def test_a_method_of_ones_own_is_given_as_a_class():
+    student, teacher = networks()
+    distiller = Distiller(student, teacher, image=IMAGE, method=Hint, hint_weight=3.0).eval()
+    x, y = batch()
+    want = 3 * F.mse_loss(student(x), teacher(x)) + F.cross_entropy(student(x), y)
+    torch.testing.assert_close(distiller(x, y)["loss"], want)
+    rows = distill(student, teacher, [(x, y)], Recipe(1), method=Hint, image=IMAGE)
+    assert rows[0]["train_hint"] > 0
+    with pytest.raises(UserError, match="unknown option of method Hint 'hint_wieght': did you mean 'hint_weight'"):
+        Distiller(student, teacher, image=IMAGE, method=Hint, hint_wieght=3.0)
+
+
+def test_a_term_may_not_take_the_total_s_name():
+    class Greedy(Hint):
+        def forward(self, student, teacher, target, moment):
+            return {"loss": student.logits.sum()}
+
+    with pytest.raises(UserError, match="Greedy names a term of its own 'loss' or 'task'"):
+        Distiller(*networks(), image=IMAGE, method=Greedy)(*batch())
+
+
+def test_a_method_with_moments_of_its_own_must_hear_where_it_stands():
+    class Growing(Hint):
+        def moment(self, progress):
+            return super().moment(progress)._replace(weights=torch.tensor([progress]))
+
+    distiller = Distiller(*networks(), image=IMAGE, method=Growing)
+    with pytest.raises(UserError, match="say where the training stands"):
+        distiller(*batch())
+    distiller(*batch(), progress=0.5)
+
+
+def test_a_task_of_ones_own():
+    student, teacher = networks()
+    x, _ = batch()
+    several = torch.randint(2, (4, 10)).float()
+    distiller = Distiller(student, teacher, image=IMAGE, method="kd", task=nn.BCEWithLogitsLoss()).eval()
+    losses = distiller(x, several)
+    torch.testing.assert_close(losses["task"], F.binary_cross_entropy_with_logits(student(x), several))
+    distill(student, teacher, [(x, several)], Recipe(1), method="kd", task=nn.BCEWithLogitsLoss())
+    with pytest.raises(UserError, match="label_smoothing is of the cross-entropy"):
+        Distiller(student, teacher, image=IMAGE, method="kd", task=nn.BCEWithLogitsLoss(), label_smoothing=0.1)
+
+
+def test_mixed_labels_are_probabilities():
+    student, teacher = networks()
+    x, _ = batch()
+    mixed = torch.rand(4, 10).softmax(1)
+    task = Distiller(student, teacher, image=IMAGE, method="kd").eval()(x, mixed)["task"]
+    torch.testing.assert_close(task, -(mixed * student(x).log_softmax(1)).sum(1).mean())
+    distiller = Distiller(student, teacher, image=IMAGE, transforms="", logit_pathways=["DKD"])
+    with pytest.raises(UserError, match=r"DKD tells the true class.*expected classes \[N\], got \[4, 10\]"):
+        distiller(x, mixed, progress=1.0)
+
+
+def test_a_transform_of_ones_own_keeps_its_weights_and_its_name(monkeypatch, tmp_path):
+    def zero(s, t, mid):
+        conv = nn.Conv2d(s[0], t[0], 1)
+        nn.init.zeros_(conv.weight)
+        return [conv]
+
+    monkeypatch.setitem(TRANSFORMS, "zero-conv", zero)
+    paths = all_pathways(1, 1, ["zero-conv"])
+    assert Pathway.parse(paths[0].name) == paths[0]
+    Process.uniform(paths).save(tmp_path / "own.safetensors")
+    process = Process.load(tmp_path / "own.safetensors")
+    student = Plain()
+    layers = {"student_layers": ["conv"], "teacher_layers": ["conv"]}
+    distiller = Distiller(student, Plain(), image=IMAGE, transforms=["zero-conv"], process=process, **layers)
+    assert not distiller.method.paths.blocks["t1-s1-zero-conv"][0].weight.any()
+
+
+# -- networks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_network_is_refused_where_its_maps_are_read():
+    student, teacher = networks()
+    with pytest.raises(UserError, match=r"is compiled.*give the plain network, and Distiller\(\.\.\., compile=True\)"):
+        Distiller(torch.compile(student), teacher, image=IMAGE)
+    teacher.compile()
+    with pytest.raises(UserError, match="ResNet is compiled"):
+        Distiller(student, teacher, image=IMAGE)
+    Features(torch.compile(Plain(), backend="eager"), IMAGE)  # its logits alone are read, by its own forward
+
+
+def test_teacher_and_student_are_two():
+    student, teacher = networks()
+    with pytest.raises(UserError, match=r"share parameters: copy.deepcopy"):
+        Distiller(student, student, image=IMAGE)
+    teacher.fc = create_model("resnet20", 10).fc
+    Distiller(student, teacher, image=IMAGE)
+
+
+def test_logits_in_an_object():
+    class Wrapped(Plain):
+        def forward(self, x):
+            output = OrderedDict(logits=super().forward(x))
+            return type("ModelOutput", (), dict(output))()
+
+    torch.manual_seed(0)
+    student = Wrapped()
+    x, y = batch()
+    losses = Distiller(student, create_model("resnet8", 10), image=IMAGE, method="kd").eval()(x, y)
+    torch.testing.assert_close(losses["task"], F.cross_entropy(student(x).logits, y))
+
+
+def test_a_forward_beside_the_parts_that_are_read_is_seen():
+    student = networks()[0]
+    plain = type(student).forward
+    own = type("Scaled", (type(student),), {"forward": lambda self, x: 2 * plain(self, x)})
+    student.__class__ = own
+    with pytest.raises(UserError, match="Scaled has a forward that gives other logits than its forward_intermediates"):
+        Features(student, IMAGE)
+
+
+@pytest.mark.parametrize("image", [64, (16, 16), [3, 16.0, 16]])
+def test_the_shape_of_a_picture(image):
+    with pytest.raises(UserError, match=r"expected the shape \(C, H, W\) of one picture"):
+        Distiller(*networks(), image=image)
+    with pytest.raises(UserError, match=r"expected the shape \(C, H, W\) of one picture"):
+        distill(*networks(), [batch()], Recipe(1), image=image)
+
+
+# -- named layers -------------------------------------------------------------------------------------------------
+
+
+def test_an_overwritten_layer_is_refused():
+    assert Features(Plain(inplace=False), IMAGE, ["conv"]).shapes == [(6, 8, 8)]
+    assert Features(Plain(inplace=True), IMAGE, ["relu"]).shapes == [(6, 8, 8)]
+    with pytest.raises(UserError, match=r"layer 'conv' of Plain is overwritten in place.*ReLU\(inplace=True\)"):
+        Features(Plain(inplace=True), IMAGE, ["conv"])
+
+
+def test_a_layer_that_is_skipped_later_is_no_old_map():
+    features = Features(Plain(), IMAGE, ["conv", "extra"])
+    features(batch()[0])
+    features.model.skip = True
+    with pytest.raises(UserError, match="layer 'extra' of Plain was not run"):
+        features(batch()[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "picture", "read"),
+    [
+        ((6, 8, 8), (16, 16), "as it is"),
+        ((8, 8, 6), (16, 16), "last"),  # Swin's blocks
+        ((6, 8, 4), (32, 16), "as it is"),
+        ((8, 4, 6), (32, 16), "last"),
+        ((3, 7, 10), (200, 300), "as it is"),  # 6.25 and 9.4 rounded up
+        ((5, 3, 4), (16, 16), "as it is"),  # of no proportions: a map all the same
+    ],
+)
+def test_maps_with_channels_last_show_by_their_proportions(shape, picture, read):
+    x = torch.randn(2, *shape)
+    want = x if read == "as it is" else torch.einsum("nhwc->nchw", x)
+    assert torch.equal(as_map(x, picture, "layer"), want)
+
+
+def test_tokens_of_pictures_that_are_not_square():
+    x = torch.randn(2, 16, 5)
+    got = as_map(x, (64, 16), "layer")  # 16 is a square number, the picture is none
+    assert got.shape == (2, 5, 8, 2)
+    assert torch.equal(got[:, :, 3, 1], x[:, 7])
+    for tokens, picture in ((17, (16, 16)), (16, (48, 16)), (0, (16, 16))):
+        with pytest.raises(UserError, match=rf"layer layer gives \[2, {tokens}, 5\]: expected .* tokens"):
+            as_map(torch.randn(2, tokens, 5), picture, "layer")
+
+
+def test_a_network_whose_layers_are_read_is_copied_after_a_pass_of_its_own():
+    from timm.utils import ModelEmaV3
+
+    student = Plain()
+    distiller = Distiller(student, networks()[1], image=IMAGE, student_layers=["conv"])
+    student(batch()[0])  # leaves a map of the autograd graph behind, if hooks keep it
+    twin = copy.deepcopy(student)
+    ModelEmaV3(distiller).update(distiller)
+    x, y = batch()
+    assert torch.equal(twin.eval()(x), student.eval()(x))
+    assert distiller(x, y, progress=1.0)["pathways"] > 0
+
+
+# -- loops and files ----------------------------------------------------------------------------------------------
+
+
+def test_the_state_is_tensors_alone(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    distiller = Distiller(*networks(), image=IMAGE, method="reviewkd", steps=9).train()
+    for _ in range(3):
+        distiller(*batch())
+    save_file(distiller.state_dict(), tmp_path / "all.safetensors")
+    again = Distiller(*networks(), image=IMAGE, method="reviewkd", steps=9)
+    again.load_state_dict(load_file(tmp_path / "all.safetensors"))
+    assert again.calls == 3
+
+
+@pytest.mark.parametrize("progress", [-0.1, 1.5, 30, float("nan")])
+def test_progress_is_a_share(progress):
+    with pytest.raises(UserError, match=r"expected 0 \(the first step of the training\) to 1"):
+        Distiller(*networks(), image=IMAGE)(*batch(), progress=progress)
+
+
+def test_evaluations_after_the_last_step_are_no_training_calls():
+    distiller = Distiller(*networks(), image=IMAGE, method="none", steps=1)
+    distiller(*batch())
+    with pytest.warns(UserWarning, match="more training calls than steps=1"):
+        distiller(*batch())
+    distiller.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller(*batch())
+
+
+def test_batches_that_can_be_gone_through_once():
+    class Once:
+        def __init__(self):
+            self.left = [batch(), batch()]
+
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise StopIteration
+            return self.left.pop()
+
+    once = Once()
+    with pytest.raises(UserError, match=r"a Once can be gone through once.*say image=\(C, H, W\)"):
+        distill(networks()[0], None, once, Recipe(1), method="none")
+    assert len(once.left) == 2
+    assert distill(networks()[0], None, once, Recipe(1), method="none", image=IMAGE)[0]["images"] == 8
+    with pytest.raises(UserError, match=r"no batches left \(none, epoch 2\)"):
+        distill(networks()[0], None, Once(), Recipe(2), method="none", image=IMAGE)
