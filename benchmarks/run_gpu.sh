@@ -95,6 +95,14 @@ pytest steps 70 "${steps[@]}" --benchmark-json="$out/benchmarks-steps.json"
 pytest resized 40 benchmarks/test_resized_conv.py "${sizes[@]}" --rounds 5 --benchmark-json="$out/benchmarks-resized.json"
 pytest compiled 80 "${compiled[@]}" --benchmark-json="$out/benchmarks-compiled.json"
 pytest hours 120 benchmarks/test_gpu_hours.py "${sizes[@]}" --rounds 3 --all-pairs --benchmark-json="$out/benchmarks-hours.json"
+# Where the kernels' time goes, kernel by kernel in log.txt; many machines keep the counters for their administrators.
+if command -v ncu >/dev/null; then
+  part ncu 60 bash -c 'ncu "$@" || echo "no counters: see log.txt"' ncu --set detailed --launch-skip 6 --launch-count 9 \
+    --kernel-name 'regex:forward_kernel|backward_kernel|sums_kernel' "$python" -m pytest -q -p no:cacheprovider \
+    benchmarks/test_pathway_loss.py -k "cifar and train" "${sizes[@]}" --no-compile --rounds 1
+else
+  skip ncu "no ncu"
+fi
 
 # The benchmarks as lines: name, median, and the numbers that each one keeps beside it.
 "$python" - "$out"/benchmarks*.json >>"$summary" 2>&1 <<'PYTHON'

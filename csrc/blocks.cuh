@@ -142,41 +142,38 @@ struct Sums {
 
 template <typename Real>
 __global__ void __launch_bounds__(kFinishThreads) sums_kernel(const __grid_constant__ Sums call) {
-  constexpr int kWarps = kFinishThreads / 32;
-  constexpr int kTogether = 8;  // sums that need no barrier between them
-  static_assert(kWarps >= kTogether);
-  __shared__ double by_warp[kTogether][kWarps];
+  constexpr int kTogether = 8;  // sums side by side, each read by some warps of its own
+  constexpr int kEach = kFinishThreads / 32 / kTogether;
+  static_assert(kEach >= 1);
+  __shared__ double by_warp[kTogether][kEach];
   __shared__ double weighted[kTogether];
   const auto* weights = static_cast<const Real*>(call.weights);
   auto* sums = static_cast<Real*>(call.sums);
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+  const int mine = static_cast<int>(threadIdx.x) / (32 * kEach);
+  const int reader = static_cast<int>(threadIdx.x) % (32 * kEach);
   double total = 0;
   for (int base = 0; base < call.count; base += kTogether) {
     const int together = min(kTogether, call.count - base);
-    for (int j = 0; j < together; ++j) {
-      double sum = 0;
-      if (!weights || weights[base + j] != 0) {
-        const int end = call.first[base + j + 1];
+    double part = 0;
+    if (mine < together && (!weights || weights[base + mine] != 0)) {
+      const int end = call.first[base + mine + 1];
 #pragma unroll 4
-        for (int i = call.first[base + j] + static_cast<int>(threadIdx.x); i < end;
-             i += kFinishThreads) {
-          sum += call.partials[i];
-        }
+      for (int i = call.first[base + mine] + reader; i < end; i += 32 * kEach) {
+        part += call.partials[i];
       }
-      sum = warp_sum(sum);
-      if (lane == 0) by_warp[j][warp] = sum;
     }
+    part = warp_sum(part);
+    if (reader % 32 == 0) by_warp[mine][reader / 32] = part;
     __syncthreads();
-    if (warp < together) {
-      const double sum = warp_sum(lane < kWarps ? by_warp[warp][lane] : 0.0);
-      if (lane == 0) {
-        const Real rounded = static_cast<Real>(sum);
-        sums[base + warp] = rounded;
-        weighted[warp] = weights && weights[base + warp] != 0
-                             ? static_cast<double>(weights[base + warp]) * rounded
-                             : 0.0;
-      }
+    const int j = static_cast<int>(threadIdx.x);
+    if (j < together) {
+      double sum = 0;
+      for (int k = 0; k < kEach; ++k) sum += by_warp[j][k];
+      const Real rounded = static_cast<Real>(sum);
+      sums[base + j] = rounded;
+      weighted[j] = weights && weights[base + j] != 0
+                        ? static_cast<double>(weights[base + j]) * rounded
+                        : 0.0;
     }
     __syncthreads();
     if (threadIdx.x == 0) {

@@ -92,8 +92,6 @@ def compare(students, teachers, weights, distance="hcl"):
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_hcl_on_every_shape(device, dtype, last):
-    if device.type == "cuda" and dtype == F64:
-        pytest.skip("float64 is for the CPU")
     for shape in SHAPES:
         compare(*maps([shape], dtype, device, last))
 

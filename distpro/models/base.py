@@ -112,11 +112,6 @@ def projection(cin: int, cout: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv(cin, cout, 1, stride), nn.BatchNorm2d(cout))
 
 
-def shuffle(x: Tensor, groups: int) -> Tensor:
-    """[N, C, H, W] with the channels of its `groups` parts interleaved (ShuffleNet, arXiv 1707.01083)."""
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
-
-
 def he_init(net: nn.Module, linear_std: float | None = None) -> None:
     """Start as the published networks do: convolutions from N(0, 2 / fan-out) (arXiv 1502.01852), biases zero.
 

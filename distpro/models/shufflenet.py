@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distpro.models.base import StagedNet, conv, shuffle
+from distpro.models.base import StagedNet, conv
 
 STEM = 24
 
@@ -33,7 +33,7 @@ class GroupedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        out = shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
+        out = F.channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
         out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)))))
         return out + x if self.stride == 1 else torch.cat([out, F.avg_pool2d(x, 3, 2, 1)], 1)
 
@@ -77,7 +77,7 @@ class SplitBlock(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, x = shuffle(F.relu(x), 2).chunk(2, 1)
+        kept, x = F.channel_shuffle(F.relu(x), 2).chunk(2, 1)
         x = F.relu(self.bn1(self.conv1(x)))
         return torch.cat([kept, self.bn3(self.conv3(self.bn2(self.conv2(x))))], 1)
 
@@ -101,7 +101,7 @@ class DownBlock(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = shuffle(F.relu(x), self.groups)
+        x = F.channel_shuffle(F.relu(x), self.groups)
         left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         right = self.bn4(self.conv4(F.relu(self.bn3(self.conv3(x)))))
         return torch.cat([left, self.bn5(self.conv5(right))], 1)
@@ -133,4 +133,4 @@ class ShuffleV2(StagedNet):
         return self.bn1(self.conv1(x))
 
     def pool(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn2(self.conv2(shuffle(F.relu(x), 2)))).mean((2, 3))
+        return F.relu(self.bn2(self.conv2(F.channel_shuffle(F.relu(x), 2)))).mean((2, 3))
