@@ -153,9 +153,6 @@ class SyncBatchNorm(nn.BatchNorm2d):
     The statistics are of at least float32; E[x^2] - E[x]^2 loses a digit where the mean is three deviations.
     """
 
-    drop: Any = None
-    act: Any = None
-
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or ranks() == 1:
             return self._after(super().forward(x))
@@ -182,27 +179,18 @@ class SyncBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
 
     def _after(self, x: Tensor) -> Tensor:
-        """timm has the activation in the normalisation."""
-        return x if self.act is None else self.act(self.drop(x))
+        """timm's normalisations hold a dropout and the activation."""
+        for part in ("drop", "act"):  # no class attribute could be their default: it would hide the submodule
+            if hasattr(self, part):
+                x = getattr(self, part)(x)
+        return x
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Any number of dimensions."""
 
 
 def synchronise(module: nn.Module) -> None:
-    """Replace every BN in `module` by a `SyncBatchNorm` of the same parameters and buffers; its keys stay."""
-    for name, child in module.named_children():
-        if isinstance(child, SyncBatchNorm):
-            continue
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            bn = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            bn.weight, bn.bias = child.weight, child.bias
-            for buffer, value in child.named_buffers(recurse=False):
-                bn.register_buffer(buffer, value)
-            for part in ("drop", "act"):
-                if hasattr(child, part):
-                    setattr(bn, part, getattr(child, part))
-            bn._forward_hooks = child._forward_hooks  # shared: who reads here takes its hook away later
-            setattr(module, name, bn.train(child.training))
-        else:
-            synchronise(child)
+    """Make every BN in `module` a `SyncBatchNorm` where it stands: its keys stay, and whoever reads it by hooks."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.__class__ = SyncBatchNorm

@@ -1,5 +1,6 @@
 """Several processes give what one gives; one that dies ends the job with a sentence. Real torchrun, real gloo."""
 
+import copy
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from distpro import Recipe, distill, parallel
 from distpro.features import Features
@@ -125,7 +127,7 @@ def test_in_a_process_of_its_own_nothing_happens():
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("name", ["resnet8", "MobileNetV2"])
+@pytest.mark.parametrize("name", ["resnet8", "MobileNetV2", "mobilenetv3_small_050"])  # timm's hold the activation
 def test_synchronised_normalisations_keep_the_keys(name):
     model = create_model(name, 10, 3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -134,6 +136,29 @@ def test_synchronised_normalisations_keep_the_keys(name):
     assert list(model.state_dict()) == list(before)
     assert any(isinstance(module, parallel.SyncBatchNorm) for module in model.modules())
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (lambda: create_model("mobilenetv3_small_050", 10), (4, 3, 32, 32)),
+        (lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, momentum=None), nn.ReLU()), (8, 5)),
+        (lambda: nn.BatchNorm2d(3), (4, 3, 5, 5)),
+    ],
+    ids=["timm", "1d", "alone"],
+)
+def test_synchronised_over_two_that_hold_the_same(network, shape, monkeypatch):
+    torch.manual_seed(0)
+    plain = network().double().train()
+    x = torch.randn(shape, dtype=torch.float64)
+    ours = copy.deepcopy(plain)
+    parallel.synchronise(ours)
+    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    monkeypatch.setattr(parallel._Mean, "apply", lambda x: x)
+    torch.testing.assert_close(ours(x), plain(x), rtol=1e-9, atol=1e-9)
+    means = [[b for name, b in model.named_buffers() if name.endswith("running_mean")] for model in (ours, plain)]
+    for a, b in zip(*means, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_what_reads_a_normalisation_still_does():
