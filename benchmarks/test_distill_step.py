@@ -7,7 +7,7 @@ import torch
 from networks import IMAGE, MOMENTS, as_run, batch, dropping, pair
 
 from distpro import Distiller, Process, Recipe, zoo
-from distpro.distill import DistillStep
+from distpro.distillation import DistillStep
 from distpro.features import Teacher
 from distpro.ops import reference
 from distpro.precision import Precision

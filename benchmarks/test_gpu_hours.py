@@ -16,7 +16,7 @@ import torch
 from networks import as_run
 
 from distpro import Distiller, Process, Recipe
-from distpro.distill import DistillStep
+from distpro.distillation import DistillStep
 from distpro.models import create_model
 from distpro.search_step import SearchStep
 

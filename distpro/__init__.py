@@ -1,6 +1,6 @@
 """distpro: knowledge distillation with a searched process."""
 
-from distpro.distill import distill
+from distpro.distillation import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
 from distpro.features import Features, Teacher

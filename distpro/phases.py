@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from distpro.distill import distill
+from distpro.distillation import distill
 from distpro.features import Teacher
 from distpro.gradient_search import search_by_gradient
 from distpro.job import LABELS, Job, base

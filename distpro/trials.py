@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from distpro.distill import distill
+from distpro.distillation import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
 from distpro.files import whole_file

@@ -7,7 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distpro import UserError, distill, parallel
 from distpro.data import create_dataset
-from distpro.distill import DistillStep
+from distpro.distillation import DistillStep
 from distpro.distiller import Distiller
 from distpro.loop import fit
 from distpro.models import create_model

@@ -3,7 +3,7 @@
 import torch
 
 from distpro import Distiller, Recipe
-from distpro.distill import DistillStep
+from distpro.distillation import DistillStep
 from distpro.models import create_model
 from distpro.precision import PLAIN
 from distpro.search_step import SearchStep

@@ -10,7 +10,7 @@ from oracle import hcl
 from torch import nn
 
 from distpro import Distiller, Process, Recipe, distill
-from distpro.distill import DistillStep
+from distpro.distillation import DistillStep
 from distpro.errors import UserError
 from distpro.methods import METHODS
 from distpro.methods.reviewkd import WARM_UP

@@ -5,7 +5,7 @@ import torch
 
 from distpro import Distiller, Recipe, distill
 from distpro.data import create_dataset
-from distpro.distill import DistillStep
+from distpro.distillation import DistillStep
 from distpro.features import Teacher
 from distpro.models import create_model
 from distpro.precision import Precision

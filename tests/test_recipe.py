@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from distpro import search_by_gradient
 from distpro.config import Config, fill
 from distpro.data import create_dataset
-from distpro.distill import DistillStep, distill
+from distpro.distillation import DistillStep, distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
 from distpro.loop import Observer
