@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distpro.errors import UserError
 from distpro.folding import folded
@@ -51,6 +52,8 @@ class Features(nn.Module):
         self.layers: Layers | None = None
         self.indices: list[int] | None = None
         self._plain_head = False
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            raise UserError(f"the network is in a {type(model).__name__}: give the plain one, and wrap the Distiller")
         self._bare = not layers and not hasattr(model, "forward_intermediates")
         if not self._bare and (hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None):
             raise UserError(

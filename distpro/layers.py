@@ -78,20 +78,23 @@ class _Catch:
 def as_map(output: Any, picture: Size, name: str) -> Tensor:
     """The map `[N, C, H, W]` of a layer: it may give that, `[N, H, W, C]`, or tokens `[N, L, C]` row by row.
 
-    Which of them it is shows in the proportions of the picture `[H, W]`: a map keeps them.
+    Which of them it is shows in the proportions of the picture `[H, W]`: a map keeps them. One token more than fill
+    the picture is a class token, the first: it is left out.
     """
     if isinstance(output, Tensor) and output.ndim == 4:
         rows_last = _alike(output.shape[2:], picture) or not _alike(output.shape[1:3], picture)
         return output if rows_last else output.permute(0, 3, 1, 2)
     if isinstance(output, Tensor) and output.ndim == 3:
-        rows = round((output.shape[1] * picture[0] / picture[1]) ** 0.5)
-        columns = output.shape[1] // max(1, rows)
-        if 0 < rows * columns == output.shape[1] and _alike((rows, columns), picture):
-            return output.transpose(1, 2).unflatten(2, (rows, columns))
+        for first in (0, 1):
+            count = output.shape[1] - first
+            rows = round((max(0, count) * picture[0] / picture[1]) ** 0.5)
+            columns = count // max(1, rows)
+            if 0 < rows * columns == count and _alike((rows, columns), picture):
+                return output[:, first:].transpose(1, 2).unflatten(2, (rows, columns))
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise UserError(
         f"layer {name} gives {found}: expected a map [N, C, H, W] or [N, H, W, C], or tokens [N, L, C] that fill the "
-        f"picture of {picture[0]}x{picture[1]}"
+        f"picture of {picture[0]}x{picture[1]}, with a class token before them or none"
     )
 
 

@@ -178,6 +178,12 @@ def test_a_compiled_network_is_refused_where_its_maps_are_read():
     Features(torch.compile(Plain(), backend="eager"), IMAGE)  # its logits alone are read, by its own forward
 
 
+def test_a_network_in_data_parallel_is_told_where_that_belongs():
+    student, teacher = networks()
+    with pytest.raises(UserError, match="in a DataParallel: give the plain one, and wrap the Distiller"):
+        Distiller(nn.DataParallel(student), teacher, image=IMAGE)
+
+
 def test_teacher_and_student_are_two():
     student, teacher = networks()
     with pytest.raises(UserError, match=r"share parameters: copy.deepcopy"):
@@ -256,7 +262,8 @@ def test_tokens_of_pictures_that_are_not_square():
     got = as_map(x, (64, 16), "layer")  # 16 is a square number, the picture is none
     assert got.shape == (2, 5, 8, 2)
     assert torch.equal(got[:, :, 3, 1], x[:, 7])
-    for tokens, picture in ((17, (16, 16)), (16, (48, 16)), (0, (16, 16))):
+    torch.testing.assert_close(as_map(torch.cat([x[:, :1], x], 1), (64, 16), "layer"), got)  # a class token before them
+    for tokens, picture in ((18, (16, 16)), (16, (48, 16)), (0, (16, 16)), (1, (48, 16))):
         with pytest.raises(UserError, match=rf"layer layer gives \[2, {tokens}, 5\]: expected .* tokens"):
             as_map(torch.randn(2, tokens, 5), picture, "layer")
 
