@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import random
 import statistics
 import time
@@ -15,6 +14,7 @@ import torch
 
 import distpro
 from distpro import _native
+from distpro.env import device_name
 
 Clock = Callable[[], float]  # in seconds
 HEAD_START = 60_000_000  # cycles, some 30 ms: more than the host needs for the 1,160 launches of eager PyTorch
@@ -42,14 +42,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(name)
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
-
-
 @pytest.fixture
 def contest(
     benchmark: Any, request: pytest.FixtureRequest, device: torch.device
@@ -71,7 +63,7 @@ def contest(
         copy_rate = [2 * copied / t for t in took.pop("copy")]
         rates = [counted_bytes / t for t in native]
         benchmark.extra_info.update(
-            device=machine(device),
+            device=device_name(device),
             distpro=distpro.__version__,
             torch=torch.__version__,
             native=_native.build_info(),
@@ -112,7 +104,7 @@ def race(
             for a in took
         }
         benchmark.extra_info.update(
-            device=machine(device),
+            device=device_name(device),
             distpro=distpro.__version__,
             torch=torch.__version__,
             rounds=rounds,
