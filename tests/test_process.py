@@ -45,6 +45,8 @@ def test_clip_drops_at_tau_and_keeps_the_denominator():
     assert (z[1] - 0.5).abs() < 1e-6
     assert clipped.dropped() > 0.5
     assert kept.dropped() == 0
+    ends = Process(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), clipped.pathways[:2])  # dropped from the middle on
+    assert [ends.dropped(moments) for moments in (1, 2, 3, 5)] == pytest.approx([0, 1 / 4, 1 / 3, 3 / 10])
 
 
 def test_table_7():
