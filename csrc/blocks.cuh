@@ -142,33 +142,35 @@ struct Sums {
 
 template <typename Real>
 __global__ void __launch_bounds__(kFinishThreads) sums_kernel(const __grid_constant__ Sums call) {
-  constexpr int kTogether = 8;  // sums side by side, each read by some warps of its own
-  constexpr int kEach = kFinishThreads / 32 / kTogether;
-  static_assert(kEach >= 1);
-  __shared__ double by_warp[kTogether][kEach];
+  constexpr int kWarps = kFinishThreads / 32;
+  constexpr int kTogether = 8;  // sums side by side, each read by warps of its own
+  static_assert(kWarps >= kTogether);
+  __shared__ double by_warp[kWarps];
   __shared__ double weighted[kTogether];
   const auto* weights = static_cast<const Real*>(call.weights);
   auto* sums = static_cast<Real*>(call.sums);
-  const int mine = static_cast<int>(threadIdx.x) / (32 * kEach);
-  const int reader = static_cast<int>(threadIdx.x) % (32 * kEach);
+  const int together = max(1, min(kTogether, call.count));
+  const int each = kWarps / together;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int mine = warp / each;
+  const int reader = static_cast<int>(threadIdx.x) - mine * each * 32;
   double total = 0;
-  for (int base = 0; base < call.count; base += kTogether) {
-    const int together = min(kTogether, call.count - base);
+  for (int base = 0; base < call.count; base += together) {
+    const int left = min(together, call.count - base);
     double part = 0;
-    if (mine < together && (!weights || weights[base + mine] != 0)) {
+    if (mine < left && (!weights || weights[base + mine] != 0)) {
       const int end = call.first[base + mine + 1];
 #pragma unroll 4
-      for (int i = call.first[base + mine] + reader; i < end; i += 32 * kEach) {
+      for (int i = call.first[base + mine] + reader; i < end; i += 32 * each) {
         part += call.partials[i];
       }
     }
     part = warp_sum(part);
-    if (reader % 32 == 0) by_warp[mine][reader / 32] = part;
+    if (threadIdx.x % 32 == 0) by_warp[warp] = part;
     __syncthreads();
-    const int j = static_cast<int>(threadIdx.x);
-    if (j < together) {
+    if (const int j = static_cast<int>(threadIdx.x); j < left) {
       double sum = 0;
-      for (int k = 0; k < kEach; ++k) sum += by_warp[j][k];
+      for (int k = 0; k < each; ++k) sum += by_warp[j * each + k];
       const Real rounded = static_cast<Real>(sum);
       sums[base + j] = rounded;
       weighted[j] = weights && weights[base + j] != 0
@@ -177,7 +179,7 @@ __global__ void __launch_bounds__(kFinishThreads) sums_kernel(const __grid_const
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-      for (int j = 0; j < together; ++j) total += weighted[j];
+      for (int j = 0; j < left; ++j) total += weighted[j];
     }
   }
   if (threadIdx.x == 0 && call.total) {

@@ -124,10 +124,11 @@ def distill(
         process=process,
         student_layers=student_layers,
         teacher_layers=teacher_layers,
-        label_smoothing=recipe.label_smoothing,
-        **options,
+        **{"label_smoothing": recipe.label_smoothing} | options,
     ).train()
     step = DistillStep(distiller, recipe)
+    if test is not None and options.get("task") is not None:
+        Classification.check(test)
 
     def evaluate() -> dict[str, float]:
         metrics = Classification().evaluate(step.result(), test)

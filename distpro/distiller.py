@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from distpro import parallel
@@ -27,13 +25,13 @@ class Distiller(nn.Module):
 
     student, teacher: any networks (see `Features`); the teacher is kept in eval mode and without gradients.
     image: the shape `[C, H, W]` of one picture.
-    method: a name in `METHODS`, or a `Method` of your own; its options follow as keywords (kd_weight, transforms, ...).
+    method: a name in `METHODS`, or a subclass of `Method`; its options follow as keywords (kd_weight, transforms, ...).
     process: for "distpro"; a `Process`, or None for uniform weights.
     student_layers, teacher_layers: submodules to read where a network has no `forward_intermediates`.
     precision: see `Precision`; plain float32 by default.
     sync_bn: BN of the student and of the method's blocks over all processes of a job (see `distpro.parallel`).
-    task: the task's loss of logits `[N, K]` and targets; by default the cross-entropy of classes `[N]`, or of
-        probabilities `[N, K]`, with `label_smoothing`.
+    task: the task's loss of logits `[N, K]` and targets, without parameters; by default the cross-entropy of classes
+        `[N]`, or of probabilities `[N, K]`, with `label_smoothing`.
     compile: let `torch.compile` have the student, and each block of the method; the keys of both stay.
     steps: how many training calls there will be: calls in train mode are counted, and where the training stands
         decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`. Needed by a method whose losses
@@ -70,10 +68,14 @@ class Distiller(nn.Module):
             if method not in METHODS:
                 raise unknown("method", method, METHODS)
             kind = METHODS[method]
-        else:
+        elif isinstance(method, type) and issubclass(method, Method):
             kind, method = method, method.__name__
+        else:
+            raise UserError(f"method {method!r}: expected a name ({', '.join(METHODS)}) or a subclass of Method")
         if task is not None and label_smoothing:
             raise UserError("label_smoothing is of the cross-entropy: a task of your own has none")
+        if isinstance(task, nn.Module) and [*task.parameters()]:
+            raise UserError(f"{type(task).__name__} has parameters, which nobody would train: put it into a Method")
         if process is not None:
             if not isinstance(process, Process):
                 raise UserError(
@@ -86,14 +88,14 @@ class Distiller(nn.Module):
         if kind.needs_teacher and teacher is None:
             raise UserError(f"method {method} needs a teacher")
         pooled = options.get("pooled", kind.pooled)
-        self.student = Features(student, image, student_layers, pooled)
+        self.student = Features(student, image, student_layers, pooled, kind.reads_maps)
         self.teacher = None
         if teacher is not None and kind.needs_teacher:
-            if {*student.parameters()} & {*teacher.parameters()}:
-                raise UserError("teacher and student share parameters: copy.deepcopy one of them")
-            self.teacher = Teacher(teacher, image, teacher_layers, pooled, precision)
-            kept = chain(self.teacher.named_parameters(), self.teacher.named_buffers())
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [f"teacher.{n}" for n, _ in kept])
+            if any(p.requires_grad for p in {*student.parameters()} & {*teacher.parameters()}):
+                raise UserError("teacher and student share parameters that are trained: copy.deepcopy one of them")
+            self.teacher = Teacher(teacher, image, teacher_layers, pooled, precision, kind.reads_maps)
+            kept = [*self.teacher.named_parameters(), *self.teacher.named_buffers()]
+            self._ddp_params_and_buffers_to_ignore = [f"teacher.{name}" for name, _ in kept]  # read by torch's
         for reader in (self.student, self.teacher) if kind.reads_maps else ():
             if reader is not None:
                 reader.need_stages()
@@ -106,15 +108,15 @@ class Distiller(nn.Module):
                 parallel.synchronise(part)
         for module in (self.student, *self.method.parts()) if compile else ():
             module.compile()
-        self.task = task or Classification(label_smoothing).loss
-        self.validation_loss = task or Classification().loss  # what a search judges by
+        self.task = Classification(label_smoothing).loss if task is None else task
+        self.smoothed = label_smoothing > 0
         self.steps = steps
         self.calls = 0
 
     def forward(self, x: Tensor, y: Tensor, progress: float | None = None) -> dict[str, Tensor]:
         if progress is None:
             progress = self._progress()
-        elif not 0 <= progress <= 1:
+        elif not -1e-6 <= progress <= 1 + 1e-6:  # sums of shares end a little beside 1
             raise UserError(f"progress {progress}: expected 0 (the first step of the training) to 1 (its last)")
         return self.losses(x, y, self.method.moment(progress))
 
@@ -130,9 +132,13 @@ class Distiller(nn.Module):
             with record_function("losses"):
                 terms = self.method(output, taught and taught(), y, moment)
                 task = self.task(output.logits, y)
-        if not terms.keys().isdisjoint(("loss", "task")):
+        if "loss" in terms or "task" in terms:
             raise UserError(f"{type(self.method).__name__} names a term of its own 'loss' or 'task': those are taken")
         return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
+
+    def validation_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The task's loss without label smoothing, by which a search judges."""
+        return Classification().loss(logits, target) if self.smoothed else self.task(logits, target)
 
     @torch.compiler.disable  # it counts: what is compiled around it would be compiled anew at every call
     def _progress(self) -> float:

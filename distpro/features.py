@@ -33,17 +33,23 @@ class Features(nn.Module):
 
     model: any network with timm's `forward_intermediates` and `forward_head` (every timm model, every model of
         our zoo), or any `nn.Module` when `layers` names the submodules to read. One without either has no stages.
-    image: the shape `[C, H, W]` of one picture; one dry forward with it finds every stage and shape.
+    image: the shape `[C, H, W]` of one picture; dry forwards with it find every stage and shape.
     layers: names of submodules, shallow first. Without them, the deepest map of each size, the deepest four
         sizes; where all maps have one size (ViT), four blocks evenly apart.
     pooled: adds the pooled feature as a last stage `[N, C, 1, 1]`, as ReviewKD does.
+    maps: False reads the logits alone, by the network's own forward: no stage, whatever the network.
 
     `shapes` holds `[C, H, W]` of every stage, `stages` their names. The model itself, and so its state-dict
     keys, stay as they are. What a named layer may give: see `distpro.layers.as_map`.
     """
 
     def __init__(
-        self, model: nn.Module, image: Shape, layers: Sequence[str] | None = None, pooled: bool = False
+        self,
+        model: nn.Module,
+        image: Shape,
+        layers: Sequence[str] | None = None,
+        pooled: bool = False,
+        maps: bool = True,
     ) -> None:
         super().__init__()
         image = as_shape(image)
@@ -52,14 +58,11 @@ class Features(nn.Module):
         self.layers: Layers | None = None
         self.indices: list[int] | None = None
         self._plain_head = False
-        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
-            raise UserError(f"the network is in a {type(model).__name__}: give the plain one, and wrap the Distiller")
-        self._bare = not layers and not hasattr(model, "forward_intermediates")
-        if not self._bare and (hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None):
-            raise UserError(
-                f"{type(model).__name__} is compiled, and its maps are read where that does not reach: give the plain "
-                "network, and Distiller(..., compile=True)"
-            )
+        if maps:
+            _refuse_wrapped(model)
+        else:
+            layers = None
+        self._bare = not maps or not (layers or hasattr(model, "forward_intermediates"))
         if layers:
             self.layers = Layers(model, layers)
         elif self._bare:
@@ -67,10 +70,7 @@ class Features(nn.Module):
         elif pooled and not hasattr(model, "get_classifier"):
             raise UserError(f"{type(model).__name__} has no classifier, so there is no pooled feature either")
         probe = self._dry(image)
-        if self.layers is not None:
-            with self._dry_run(image) as x:
-                self.layers.check(model, x)
-        elif not self._bare:
+        if not layers and not self._bare:
             found = probe.maps[:-1] if pooled else probe.maps
             self.indices = _stages_of([tuple(m.shape[1:]) for m in found])
             self._plain_head = pooled and self._has_plain_head(image)
@@ -136,9 +136,14 @@ class Features(nn.Module):
     def _same_logits(self, logits: Tensor, image: Shape) -> None:
         """A `UserError` where the network's own forward says something else than the parts that are read."""
         with self._dry_run(image) as x:
-            whole = _logits(self.model, self.model(x))
-        alike = whole.is_meta or torch.allclose(whole, logits, rtol=0.01, atol=0.01)  # meta tensors have no values
-        if whole.shape != logits.shape or not alike:
+            whole, again = (self.model(x) for _ in range(2))
+        if type(whole) is not Tensor or whole.is_meta or whole.shape != logits.shape:
+            return  # no values to compare, or not what a step reads
+        close = [
+            torch.allclose(whole, other, rtol=0.01, atol=0.01 * float(whole.abs().max()), equal_nan=True)
+            for other in (logits, again)  # a forward that draws random numbers is not like itself either
+        ]
+        if close == [False, True]:
             raise UserError(
                 f"{type(self.model).__name__} has a forward that gives other logits than its forward_intermediates and "
                 "forward_head, by which its maps are read: name the layers to read instead"
@@ -178,8 +183,9 @@ class Teacher(Features):
         layers: Sequence[str] | None = None,
         pooled: bool = False,
         precision: Precision = PLAIN,
+        maps: bool = True,
     ) -> None:
-        super().__init__(model, image, layers, pooled)
+        super().__init__(model, image, layers, pooled, maps)
         self.precision = precision
         self.train()
         if precision.teacher is not None:
@@ -238,9 +244,20 @@ def _stream_beside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+def _refuse_wrapped(model: nn.Module) -> None:
+    """A `UserError` where what wraps the network would not see how its maps are read."""
+    if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        raise UserError(f"the network is in a {type(model).__name__}: give the plain one, and wrap the Distiller")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise UserError(
+            f"{type(model).__name__} is compiled, and its maps are read where that does not reach: give the plain "
+            "network (Distiller(..., compile=True) has the student compiled)"
+        )
+
+
 def _logits(model: nn.Module, output: Any) -> Tensor:
-    """Of what a network gave, which may hold them as `.logits`."""
-    logits = getattr(output, "logits", output)
+    """Of what a network gave, which may hold them as `.logits`; several outputs in a tuple want a loss each."""
+    logits = output if isinstance(output, tuple) else getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(f"{type(model).__name__} gives {found}: expected logits [N, classes]")

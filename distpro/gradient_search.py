@@ -61,7 +61,8 @@ def search_by_gradient(
         raise UserError("--grad-accum-steps is of the distillation: a search by gradient takes whole batches")
     shape = picture_shape(train, image)
     picture_shape(validation, shape)  # there has to be one
-    distiller = Distiller(student, teacher, image=shape, label_smoothing=recipe.label_smoothing, **options).train()
+    options = {"label_smoothing": recipe.label_smoothing} | options
+    distiller = Distiller(student, teacher, image=shape, **options).train()
     optimizer = recipe.optimizer(distiller.trainable_parameters())
     step = SearchStep(
         distiller,

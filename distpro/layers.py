@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distpro.errors import UserError, unknown
@@ -20,6 +21,8 @@ class Layers:
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.names = tuple(names)
+        if len(set(names)) < len(self.names):
+            raise UserError(f"a layer is named twice: {' '.join(names)}")
         self._caught: dict[str, Any] = {}
         known = [name for name, _ in model.named_modules() if name]
         for name in names:
@@ -32,32 +35,22 @@ class Layers:
     def run(self, model: nn.Module, x: Tensor) -> tuple[Any, list[Tensor]]:
         """What `model(x)` gives, and a map `[N, C, H, W]` a layer; `model` may be a copy that has the hooks."""
         self._caught.update(dict.fromkeys(self.names))
-        output = model(x)
-        caught = [self._caught.pop(name) for name in self.names]
+        try:
+            output = model(x)
+            caught = [self._caught[name] for name in self.names]
+        finally:
+            self._caught.clear()
+        maps = []
         for name, found in zip(self.names, caught, strict=True):
             if found is None:
                 raise UserError(f"layer '{name}' of {type(model).__name__} was not run by its forward")
-        return output, [as_map(found, x.shape[2:], name) for name, found in zip(self.names, caught, strict=True)]
-
-    def check(self, model: nn.Module, x: Tensor) -> None:
-        """A `UserError` where a layer's map is overwritten in place before it can be read; `model` is run once."""
-        given: dict[str, tuple[Tensor, int]] = {}
-
-        def noting(name: str) -> Any:
-            return lambda module, inputs, output: given.__setitem__(name, (output, output._version))
-
-        hooks = [model.get_submodule(name).register_forward_hook(noting(name)) for name in self.names]
-        try:
-            model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for name, (output, version) in given.items():
-            if output._version != version:
+            if _version(found[0]) != found[1]:
                 raise UserError(
                     f"layer '{name}' of {type(model).__name__} is overwritten in place by what follows it, as "
                     "ReLU(inplace=True) does: name the layer after it, or make that one inplace=False"
                 )
+            maps.append(as_map(found[0], x.shape[2:], name))
+        return output, maps
 
 
 class _Catch:
@@ -72,24 +65,34 @@ class _Catch:
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self.name in self.caught:
-            self.caught[self.name] = output
+            self.caught[self.name] = output, _version(output)
+
+
+def _version(output: Any) -> int | None:
+    """How often a tensor has been written, where torch counts it: not in what it compiles, nor for inference."""
+    if torch.compiler.is_compiling() or not isinstance(output, Tensor) or output.is_inference():
+        return None
+    return output._version
 
 
 def as_map(output: Any, picture: Size, name: str) -> Tensor:
     """The map `[N, C, H, W]` of a layer: it may give that, `[N, H, W, C]`, or tokens `[N, L, C]` row by row.
 
-    Which of them it is shows in the proportions of the picture `[H, W]`: a map keeps them. One token more than fill
-    the picture is a class token, the first: it is left out.
+    Which of them it is shows in the proportions of the picture `[H, W]`, which maps keep as a rule. Channels are last
+    where the first two sides have these proportions (to a pixel), the last two have not, and there are as many channels
+    as rows and columns; in doubt they are first. Tokens must fill a grid of exactly these proportions. One token more
+    is a class token, the first: it is left out.
     """
     if isinstance(output, Tensor) and output.ndim == 4:
-        rows_last = _alike(output.shape[2:], picture) or not _alike(output.shape[1:3], picture)
-        return output if rows_last else output.permute(0, 3, 1, 2)
+        _, *sides, last = output.shape
+        channels_last = _alike(sides, picture) and not _alike((sides[1], last), picture) and last >= max(sides)
+        return output.permute(0, 3, 1, 2) if channels_last else output
     if isinstance(output, Tensor) and output.ndim == 3:
         for first in (0, 1):
             count = output.shape[1] - first
             rows = round((max(0, count) * picture[0] / picture[1]) ** 0.5)
             columns = count // max(1, rows)
-            if 0 < rows * columns == count and _alike((rows, columns), picture):
+            if 0 < rows * columns == count and rows * picture[1] == columns * picture[0]:
                 return output[:, first:].transpose(1, 2).unflatten(2, (rows, columns))
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise UserError(

@@ -65,7 +65,7 @@ def picture_shape(loader: Any, image: Sequence[int] | None = None) -> tuple[int,
         batches = iter(loader)
         if batches is loader:
             raise UserError(
-                f"a {type(loader).__name__} can be gone through once, and a look at its first batch would lose that: "
+                f"a {type(loader).__name__} is its own iterator, and a look at its first batch may lose that: "
                 "say image=(C, H, W), and let it begin anew at every epoch"
             )
         batch = next(batches)

@@ -181,8 +181,8 @@ class SyncBatchNorm(nn.BatchNorm2d):
     def _after(self, x: Tensor) -> Tensor:
         """timm's normalisations hold a dropout and the activation."""
         for part in ("drop", "act"):  # no class attribute could be their default: it would hide the submodule
-            if hasattr(self, part):
-                x = getattr(self, part)(x)
+            if isinstance(after := getattr(self, part, None), nn.Module):
+                x = after(x)
         return x
 
     def _check_input_dim(self, x: Tensor) -> None:

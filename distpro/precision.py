@@ -27,7 +27,8 @@ class Precision:
     teacher: torch.dtype | None = None
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        return nullcontext() if self.amp is None else torch.autocast(device.type, self.amp)
+        # Without its cache, which an autocast around whole steps would keep alive: no step would see the one before.
+        return nullcontext() if self.amp is None else torch.autocast(device.type, self.amp, cache_enabled=False)
 
     def layout(self, x: Tensor) -> Tensor:
         """`x` `[N, C, H, W]` in the layout of the step."""

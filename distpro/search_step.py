@@ -75,7 +75,7 @@ class SearchStep(PlannedStep):
         radius: float = RADIUS,
     ) -> None:
         method, teacher = distiller.method, distiller.teacher
-        if not isinstance(method, DistPro) or teacher is None:
+        if type(method) is not DistPro or teacher is None:
             raise UserError(f"a search is of the pathways of method distpro, not of {type(method).__name__}")
         if hypergradient not in HYPERGRADIENTS:
             raise unknown("hypergradient", hypergradient, HYPERGRADIENTS)
@@ -274,7 +274,11 @@ def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
-        yield from itertools.islice(loader, step, None)
+        count = 0
+        for count, batch in enumerate(itertools.islice(loader, step, None), 1):  # noqa: B007
+            yield batch
+        if not count:
+            raise UserError("the validation batches have run out: expected a loader that begins anew at every epoch")
         epoch, step = epoch + 1, 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,9 +19,12 @@ Size = Sequence[int]  # [H, W]
 
 def as_shape(image: Sequence[int]) -> Shape:
     """`image` where it is `[C, H, W]`; a `UserError` else."""
-    if not isinstance(image, Sequence) or len(image) != 3 or not all(isinstance(side, int) for side in image):
-        raise UserError(f"image {image!r}: expected the shape (C, H, W) of one picture, such as (3, 224, 224)")
-    channels, height, width = image
+    try:
+        channels, height, width = (operator.index(side) for side in image)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"image {image!r}: expected the shape (C, H, W) of one picture, such as (3, 224, 224)"
+        ) from None
     return channels, height, width
 
 

@@ -1,5 +1,6 @@
 """A Distiller in a loop of one's own: networks, layers, tasks and wrappers as researchers bring them."""
 
+import contextlib
 import copy
 import warnings
 from collections import OrderedDict
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distpro import Distiller, Features, Precision, Recipe, distill
+from distpro import Distiller, Features, Precision, Recipe, distill, search_by_gradient
 from distpro.errors import UserError
 from distpro.layers import as_map
 from distpro.methods import Method
@@ -61,6 +62,21 @@ def test_an_autocast_around_the_call_holds():
         distiller(x, y)
     distiller(x, y)
     assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_an_autocast_around_all_steps_hides_none_of_them():
+    """It keeps the 16-bit copies of weights that are made within it, even where it is off: they would never move."""
+
+    def losses(around):
+        student, teacher = networks()
+        x, y = batch()
+        rows = []
+        with around:
+            precision = Precision(amp=torch.bfloat16)
+            rows += distill(student, teacher, [(x, y)], Recipe(4, lr=0.1), method="kd", precision=precision)
+        return [row["train_loss"] for row in rows]
+
+    assert losses(torch.autocast("cpu", enabled=False)) == losses(contextlib.nullcontext())
 
 
 def test_an_autocast_around_whole_trainings_is_refused():
@@ -135,6 +151,30 @@ def test_a_task_of_ones_own():
     distill(student, teacher, [(x, several)], Recipe(1), method="kd", task=nn.BCEWithLogitsLoss())
     with pytest.raises(UserError, match="label_smoothing is of the cross-entropy"):
         Distiller(student, teacher, image=IMAGE, method="kd", task=nn.BCEWithLogitsLoss(), label_smoothing=0.1)
+    with pytest.raises(UserError, match=r"accuracy is of classes \[N\], the targets to test with are \[4, 10\]"):
+        distill(
+            student, teacher, [(x, several)], Recipe(1), method="kd", task=nn.BCEWithLogitsLoss(), test=[(x, several)]
+        )
+
+    class Scaled(nn.Linear):
+        def forward(self, logits, target):
+            return F.cross_entropy(super().forward(logits), target)
+
+    with pytest.raises(UserError, match="Scaled has parameters, which nobody would train"):
+        Distiller(student, teacher, image=IMAGE, method="kd", task=Scaled(10, 10))
+
+
+def test_a_search_judges_by_the_task_without_smoothing():
+    student, teacher = networks()
+    x, y = batch()
+    logits = student.eval()(x)
+    smooth = Distiller(student, teacher, image=IMAGE, label_smoothing=0.3)
+    assert smooth.validation_loss(logits, y) == F.cross_entropy(logits, y) != smooth.task(logits, y)
+    weighted = nn.CrossEntropyLoss(torch.rand(10))
+    own = Distiller(student, teacher, image=IMAGE, task=weighted)
+    assert own.validation_loss(logits, y) == own.task(logits, y) == weighted(logits, y)
+    process = search_by_gradient(student, teacher, [(x, y)], [(x, y)], Recipe(2), transforms="A", task=weighted)
+    assert process.z.shape == (2, 9)
 
 
 def test_mixed_labels_are_probabilities():
@@ -170,12 +210,16 @@ def test_a_transform_of_ones_own_keeps_its_weights_and_its_name(monkeypatch, tmp
 
 def test_a_compiled_network_is_refused_where_its_maps_are_read():
     student, teacher = networks()
-    with pytest.raises(UserError, match=r"is compiled.*give the plain network, and Distiller\(\.\.\., compile=True\)"):
-        Distiller(torch.compile(student), teacher, image=IMAGE)
-    teacher.compile()
+    compiled = torch.compile(student, backend="eager")
+    with pytest.raises(UserError, match=r"is compiled.*give the plain network \(Distiller\(\.\.\., compile=True\)"):
+        Distiller(compiled, teacher, image=IMAGE)
+    teacher.compile(backend="eager")
     with pytest.raises(UserError, match="ResNet is compiled"):
         Distiller(student, teacher, image=IMAGE)
-    Features(torch.compile(Plain(), backend="eager"), IMAGE)  # its logits alone are read, by its own forward
+    x, y = batch()
+    got = Distiller(compiled, teacher, image=IMAGE, method="kd").eval()(x, y)  # reads logits, by their own forward
+    want = Distiller(*networks(), image=IMAGE, method="kd").eval()(x, y)
+    torch.testing.assert_close(got["loss"], want["loss"])
 
 
 def test_a_network_in_data_parallel_is_told_where_that_belongs():
@@ -186,10 +230,24 @@ def test_a_network_in_data_parallel_is_told_where_that_belongs():
 
 def test_teacher_and_student_are_two():
     student, teacher = networks()
-    with pytest.raises(UserError, match=r"share parameters: copy.deepcopy"):
+    with pytest.raises(UserError, match=r"share parameters that are trained: copy.deepcopy"):
         Distiller(student, student, image=IMAGE)
-    teacher.fc = create_model("resnet20", 10).fc
+    student.fc = teacher.fc = nn.Linear(64, 10).requires_grad_(False)  # as SimKD has it
+    student.forward_head(torch.zeros(1, 64, 4, 4))
     Distiller(student, teacher, image=IMAGE)
+
+
+def test_logits_beside_others_in_a_tuple_want_a_loss_each():
+    from torchvision.models.googlenet import GoogLeNetOutputs
+
+    class Several(Plain):
+        def forward(self, x):
+            logits = super().forward(x)
+            return GoogLeNetOutputs(logits, logits, logits) if self.training else logits
+
+    features = Features(Several(), IMAGE, ["conv"]).train()
+    with pytest.raises(UserError, match="Several gives a GoogLeNetOutputs"):
+        features(batch()[0])
 
 
 def test_logits_in_an_object():
@@ -212,6 +270,13 @@ def test_a_forward_beside_the_parts_that_are_read_is_seen():
     student.__class__ = own
     with pytest.raises(UserError, match="Scaled has a forward that gives other logits than its forward_intermediates"):
         Features(student, IMAGE)
+    nn.init.normal_(student.fc.weight, std=1e-6)  # as small as those of some networks of timm
+    nn.init.zeros_(student.fc.bias)
+    with pytest.raises(UserError, match="Scaled has a forward"):
+        Features(student, IMAGE)
+    assert Features(student, IMAGE, maps=False).classes == 10
+    own.forward = lambda self, x: plain(self, x) + torch.randn(10)  # one that samples is not like itself either
+    Features(student, IMAGE)
 
 
 @pytest.mark.parametrize("image", [64, (16, 16), [3, 16.0, 16]])
@@ -232,6 +297,30 @@ def test_an_overwritten_layer_is_refused():
         Features(Plain(inplace=True), IMAGE, ["conv"])
 
 
+def test_what_is_overwritten_in_training_alone_is_seen_there():
+    student = Plain()
+    student.relu = nn.Dropout(0.5, inplace=True)
+    features = Features(student, IMAGE, ["conv"])
+    with torch.inference_mode():
+        assert len(features.eval()(batch()[0]).maps) == 1
+    with pytest.raises(UserError, match="layer 'conv' of Plain is overwritten in place"):
+        features.train()(batch()[0])
+
+
+def test_a_forward_that_fails_leaves_nothing_behind():
+    student = Plain()
+    features = Features(student, IMAGE, ["conv"])
+    student.skip = property  # any value that is true
+    fc, student.fc = student.fc, nn.Linear(1, 1)
+    with pytest.raises(RuntimeError):
+        features(batch()[0])
+    student.fc = fc
+    student(batch()[0])
+    copy.deepcopy(features)
+    with pytest.raises(UserError, match="a layer is named twice: conv fc conv"):
+        Features(student, IMAGE, ["conv", "fc", "conv"])
+
+
 def test_a_layer_that_is_skipped_later_is_no_old_map():
     features = Features(Plain(), IMAGE, ["conv", "extra"])
     features(batch()[0])
@@ -244,9 +333,12 @@ def test_a_layer_that_is_skipped_later_is_no_old_map():
     ("shape", "picture", "read"),
     [
         ((6, 8, 8), (16, 16), "as it is"),
-        ((8, 8, 6), (16, 16), "last"),  # Swin's blocks
+        ((8, 8, 12), (16, 16), "last"),  # Swin's blocks
+        ((8, 8, 1), (16, 16), "as it is"),  # a pool over rows
+        ((64, 64, 32), (128, 128), "as it is"),  # a stride of its own for each side
+        ((8, 8, 8), (16, 16), "as it is"),  # in doubt
         ((6, 8, 4), (32, 16), "as it is"),
-        ((8, 4, 6), (32, 16), "last"),
+        ((8, 4, 9), (32, 16), "last"),
         ((3, 7, 10), (200, 300), "as it is"),  # 6.25 and 9.4 rounded up
         ((5, 3, 4), (16, 16), "as it is"),  # of no proportions: a map all the same
     ],
@@ -263,7 +355,8 @@ def test_tokens_of_pictures_that_are_not_square():
     assert got.shape == (2, 5, 8, 2)
     assert torch.equal(got[:, :, 3, 1], x[:, 7])
     torch.testing.assert_close(as_map(torch.cat([x[:, :1], x], 1), (64, 16), "layer"), got)  # a class token before them
-    for tokens, picture in ((18, (16, 16)), (16, (48, 16)), (0, (16, 16)), (1, (48, 16))):
+    assert as_map(x[:, :4], (16, 48), "layer").shape == (2, 5, 1, 3)  # not 1 x 4
+    for tokens, picture in ((18, (16, 16)), (16, (48, 16)), (0, (16, 16)), (1, (48, 16)), (80, (80, 240))):
         with pytest.raises(UserError, match=rf"layer layer gives \[2, {tokens}, 5\]: expected .* tokens"):
             as_map(torch.randn(2, tokens, 5), picture, "layer")
 
@@ -287,11 +380,12 @@ def test_a_network_whose_layers_are_read_is_copied_after_a_pass_of_its_own():
 def test_the_state_is_tensors_alone(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    distiller = Distiller(*networks(), image=IMAGE, method="reviewkd", steps=9).train()
+    task = nn.CrossEntropyLoss(torch.rand(10))
+    distiller = Distiller(*networks(), image=IMAGE, method="reviewkd", steps=9, task=task).train()
     for _ in range(3):
         distiller(*batch())
     save_file(distiller.state_dict(), tmp_path / "all.safetensors")
-    again = Distiller(*networks(), image=IMAGE, method="reviewkd", steps=9)
+    again = Distiller(*networks(), image=IMAGE, method="reviewkd", steps=9, task=nn.CrossEntropyLoss(torch.rand(10)))
     again.load_state_dict(load_file(tmp_path / "all.safetensors"))
     assert again.calls == 3
 
@@ -313,6 +407,43 @@ def test_evaluations_after_the_last_step_are_no_training_calls():
         distiller(*batch())
 
 
+def test_a_sum_of_shares_is_a_share():
+    total = sum(1 / 49 for _ in range(49)) + 1e-15
+    assert total > 1
+    Distiller(*networks(), image=IMAGE)(*batch(), progress=total)
+
+
+@pytest.mark.parametrize("method", [nn.ReLU(), 3, nn.Linear])
+def test_methods_of_another_kind(method):
+    with pytest.raises(UserError, match=r"expected a name \(none, kd, reviewkd, distpro\) or a subclass of Method"):
+        Distiller(*networks(), image=IMAGE, method=method)
+
+
+def test_smoothing_may_be_an_option_too():
+    x, y = batch()
+    rows = [
+        distill(networks()[0], None, [(x, y)], recipe, method="none", image=IMAGE, **options)[0]["train_loss"]
+        for recipe, options in (
+            (Recipe(1, label_smoothing=0.2), {}),
+            (Recipe(1), {"label_smoothing": 0.2}),
+            (Recipe(1), {}),
+        )
+    ]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_validation_batches_that_run_out():
+    x, y = batch()
+
+    class Once(list):
+        def __iter__(self):
+            while self:
+                yield self.pop()
+
+    with pytest.raises(UserError, match="the validation batches have run out"):
+        search_by_gradient(*networks(), [(x, y)] * 4, Once([(x, y)] * 2), Recipe(1), image=IMAGE, transforms="A")
+
+
 def test_batches_that_can_be_gone_through_once():
     class Once:
         def __init__(self):
@@ -330,7 +461,7 @@ def test_batches_that_can_be_gone_through_once():
             return self.left.pop()
 
     once = Once()
-    with pytest.raises(UserError, match=r"a Once can be gone through once.*say image=\(C, H, W\)"):
+    with pytest.raises(UserError, match=r"a Once is its own iterator.*say image=\(C, H, W\)"):
         distill(networks()[0], None, once, Recipe(1), method="none")
     assert len(once.left) == 2
     assert distill(networks()[0], None, once, Recipe(1), method="none", image=IMAGE)[0]["images"] == 8

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distpro import parallel
+from distpro.errors import UserError
 
 
 class Metrics(NamedTuple):
@@ -29,6 +30,17 @@ class Classification:
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of logits `[N, K]` and classes `[N]`, or probabilities `[N, K]` as mixup gives them."""
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+
+    @staticmethod
+    def check(loader: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """A `UserError` where a loader's targets are no classes `[N]`; its first batch is read."""
+        for _, y in loader:
+            if y.ndim != 1 or y.is_floating_point():
+                raise UserError(
+                    f"accuracy is of classes [N], the targets to test with are {list(y.shape)}, {y.dtype}: leave "
+                    "`test` out, and measure it yourself"
+                )
+            return
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
