@@ -10,7 +10,7 @@ from distpro.data import create_dataset
 from distpro.distillation import DistillStep, distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
-from distpro.loop import Observer
+from distpro.loop import Observer, fit
 from distpro.models import create_model
 from distpro.recipe import Recipe
 from distpro.tasks import Classification
@@ -47,6 +47,46 @@ def test_one_cycle_rises_for_a_fifth_and_falls_to_nothing():
     assert 0 < seen[-1] < 0.01
     falls = [a - b for a, b in zip(seen[peak + 1 :], seen[peak + 2 :], strict=False)]
     assert max(falls) == pytest.approx(min(falls), rel=1e-6)  # linear
+
+
+def test_the_paper_s_rate_falls_at_150_180_and_210_of_240_epochs():
+    seen = rates(Recipe(240, lr=0.1, sched="step"), 2)
+    assert [seen[2 * epoch] for epoch in (0, 149, 150, 180, 210, 239)] == pytest.approx(
+        [0.1, 0.1, 1e-2, 1e-3, 1e-4, 1e-4]
+    )
+
+
+def test_momentum_stays_over_one_cycle_and_may_be_none():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = Recipe(4, sched="onecycle").optimizer([parameter])
+    scheduler = Recipe(4, sched="onecycle").scheduler(optimizer, 5)
+    for _ in range(20):
+        assert optimizer.param_groups[0]["momentum"] == 0.9
+        optimizer.step()
+        scheduler.step()
+    (group,) = Recipe(4, momentum=0.0).optimizer([parameter]).param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.0, False)
+
+
+def test_progress_goes_from_the_first_step_to_the_last_of_all_epochs(tmp_path):
+    class Listens(DistillStep):
+        def __call__(self, x, y, progress):
+            heard.append(progress)
+            return super().__call__(x, y, progress)
+
+    def run(epochs, resume=False):
+        torch.manual_seed(0)
+        step = Listens(Distiller(create_model("wrn_10_1", 10, 1), image=(1, 8, 8), method="none").train(), Recipe(4))
+        scheduler = Recipe(4).scheduler(step.optimizer, 3)
+        fit(step, train, scheduler, epochs, checkpoint=tmp_path / "last.pt", resume=resume, observer=observer)
+
+    train = [(torch.randn(2, 1, 8, 8), torch.tensor([1, 2])) for _ in range(3)]
+    heard, observer = [], Breaks()
+    with pytest.raises(Killed):
+        run(4)
+    observer = Observer()
+    run(4, resume=True)
+    assert heard == pytest.approx([k / 11 for k in range(12)])
 
 
 def test_norms_and_biases_are_not_decayed_where_asked():

@@ -51,6 +51,36 @@ def test_a_smaller_map_is_made_of_means_and_a_larger_one_of_copies(source, size,
     torch.testing.assert_close(resize(x, size), resized(x, size), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", "ABCDET")
+def test_a_block_is_what_it_says(kind):
+    """Layer by layer, with sides and channels of which no two are alike."""
+    torch.manual_seed(0)
+    student, teacher = (9, 6, 4), (14, 12, 8)
+    block = create_transform(kind, student, teacher).double().eval()
+    x = torch.randn(2, *student, dtype=torch.float64)
+    convs = [m.weight for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
+    wide = lambda y, weight: F.conv2d(F.interpolate(y, teacher[1:]), weight, padding=1)  # noqa: E731
+    norm = lambda y: y / (1 + 1e-5) ** 0.5  # noqa: E731
+    if kind == "A":
+        want = F.interpolate(norm(F.conv2d(x, convs[0])), teacher[1:])
+    elif kind == "T":
+        y = F.conv2d(x, convs[0], block[0].bias).permute(0, 2, 3, 1)
+        want = F.interpolate(F.layer_norm(y, (14,)).permute(0, 3, 1, 2), teacher[1:])
+    elif kind == "D":
+        y = F.relu(norm(F.conv2d(x, convs[0], padding=1)))
+        y = F.relu(norm(F.conv2d(y * F.conv2d(y, convs[1]), convs[2], padding=1)))
+        want = norm(wide(y, convs[3]))
+    else:
+        y = norm(F.conv2d(x, convs[0]))
+        y = y if kind == "E" else y * F.conv2d(y, convs[1])
+        y = norm(wide(y, convs[1 if kind == "E" else 2]))
+        want = norm(F.conv2d(y, convs[3], padding=1)) if kind == "C" else y
+    torch.testing.assert_close(block(x), want, rtol=1e-12, atol=1e-12)
+    for weight in convs:
+        if weight.shape[0] > 1:  # He-normal over the fan-out; the attention's is left as it was
+            assert weight.std().item() == pytest.approx((2 / (weight.shape[0] * weight[0, 0].numel())) ** 0.5, rel=0.25)
+
+
 @pytest.mark.parametrize("kind", "ABCDE")
 def test_every_pixel_of_a_large_map_reaches_a_small_one(kind):
     x = torch.randn(2, 4, 8, 8, requires_grad=True)

@@ -11,7 +11,7 @@ from distpro import Process, Recipe
 from distpro.errors import UserError
 from distpro.models import create_model
 from distpro.pathways import Pathway, all_pathways
-from distpro.trials import by_depth, chosen, search_by_trials
+from distpro.trials import by_depth, chosen, search_by_trials, stepwise
 
 PATHS = all_pathways(4, 4, "AB", logits=("KD",))
 
@@ -76,6 +76,15 @@ def test_where_everything_helps_all_pathways_stay(planted):
     assert len(planted.calls) == (1 + 5 + 5) + (2 + 2)  # all, each alone, each left out; all and KD's were run before
 
 
+def test_where_nothing_matters_it_ends_with_all():
+    """Equal numbers are no step ahead: it would go in circles."""
+    pair = (Pathway(1, 1, "A"), Pathway(1, 2, "A"))
+    for paths in (pair, PATHS):
+        kept, worth = stepwise(paths, tuple(range(len(paths))), by_depth, lambda kept: 20.0)
+        assert kept == tuple(range(len(paths)))
+        assert set(worth.values()) == {20.0}
+
+
 def test_it_goes_on_where_it_was_killed(planted, tmp_path):
     record = tmp_path / "trials.json"
     whole = search(record=record)
@@ -97,9 +106,12 @@ def test_distances():
     ]
 
 
-def test_one_pathway_is_nothing_to_choose_from(planted):
+def test_one_pathway_is_nothing_to_choose_from(planted, monkeypatch):
     with pytest.raises(UserError, match="at least two pathways"):
         search(transforms="", logit_pathways=["KD"])
+    planted.gain = lambda p: 0.0
+    monkeypatch.setattr("test_trials.PATHS", (Pathway(0, 0, "KD"), Pathway(0, 0, "DKD")))
+    assert len(search(transforms="", logit_pathways=["KD", "DKD"]).pathways) == 2
 
 
 def test_a_chosen_process_drops_the_rest(tmp_path):
