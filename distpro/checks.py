@@ -116,7 +116,7 @@ def _uses(told: Any, filled: Any) -> None:
     """Whether the search that is chosen has a use for every option that was given."""
     if filled.process == "online":
         names, why = OFFLINE, "is of a distillation whose process is known: not of --process online"
-        if told.search_by == "trials":
+        if filled.search_by == "trials":
             raise UserError("--search-by trials is of a search before the distillation: not of --process online")
     elif filled.process == "search":
         trials = filled.search_by == "trials"

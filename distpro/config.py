@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -242,9 +243,29 @@ class Filled(Config):
         )
 
 
+# What the values of other flags are derived from, in this order.
+DECIDING = ("dataset", "recipe", "teacher", "teacher_pretrained", "student", "process", "search_by", "kd_weight")
+
+
 def fill(config: Config) -> Filled:
     """The same configuration with every value that was left out filled in."""
     config = _at_home(config)
+    filled = _filled(config)
+    check(config, filled)
+    return filled
+
+
+def told(filled: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a filled configuration, as `Config.plain` has them, that do not follow from the others."""
+    kept: dict[str, Any] = {}
+    for name in DECIDING:
+        if filled[name] != _filled(Config(**kept)).plain()[name]:
+            kept[name] = filled[name]
+    usual = _filled(Config(**kept)).plain()
+    return kept | {name: value for name, value in filled.items() if name not in DECIDING and value != usual[name]}
+
+
+def _filled(config: Config) -> Filled:
     if config.dataset not in DEFAULTS:
         raise unknown("dataset", config.dataset, DEFAULTS)
     if config.method not in ("all", *METHODS):
@@ -258,6 +279,8 @@ def fill(config: Config) -> Filled:
         **(FAST if config.recipe == "fast" else {}),
         **({"paper": PAPER, "fast": FAST_WEIGHTS}.get(config.recipe or "", {}) if cifar else {}),
     }
+    if online:
+        usual["search_by"] = "gradient"
     if (config.search_by or usual["search_by"]) == "trials":
         usual |= {"search_epochs": TRIAL_EPOCHS, "literal_xi": False}
     teacher, student = config.teacher or usual["teacher"], config.student or usual["student"]
@@ -271,10 +294,7 @@ def fill(config: Config) -> Filled:
     if config.kd_weight is not None:
         usual["reviewkd_weight"] = config.kd_weight
     usual.setdefault("reviewkd_weight", usual["kd_weight"])
-    told = {name: value for name, value in vars(config).items() if value is not None}
-    filled = Filled(**usual | told)
-    check(config, filled)
-    return filled
+    return Filled(**usual | {name: value for name, value in vars(config).items() if value is not None})
 
 
 def _at_home(config: Config) -> Config:

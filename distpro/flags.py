@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 import yaml
 
-from distpro.config import Config, Filled, fill
+from distpro.config import DECIDING, Config, Filled, fill, told
 from distpro.errors import UserError, flag, unknown
 
 
@@ -23,7 +23,11 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
     words = list(sys.argv[1:] if arguments is None else arguments)
     file = _config_file(words)
     if file is not None:
-        words = [*_flags(file), *words]
+        values = _values(file)
+        given = {word.partition("=")[0] for word in words}
+        if values.keys() >= {field.name for field in fields(Config)} and given & set(map(flag, DECIDING)):
+            values = told(values)  # of a run's args.yaml: what followed from another pair or recipe is derived anew
+        words = [*as_flags(values, str(file)), *words]
     config = tyro.cli(Config, prog=f"python -m {program}", args=_capital(words))
     if config.dry_run and program != "distpro.train":
         raise UserError(f"--dry-run is of distpro.train, not of {program}")
@@ -48,8 +52,8 @@ def _config_file(words: Sequence[str]) -> Path | None:
     return None
 
 
-def _flags(path: Path) -> list[str]:
-    """The keys of a YAML file as flags, so that one parser checks both."""
+def _values(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file."""
     if not path.is_file():
         raise UserError(f"no configuration file '{path}'")
     try:
@@ -58,11 +62,14 @@ def _flags(path: Path) -> list[str]:
         raise UserError(f"'{path}' is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise UserError(f"'{path}' must hold keys and values, such as 'epochs: 40'")
-    return as_flags(values, str(path))
+    return values
 
 
 def as_flags(values: Mapping[str, Any], where: str) -> list[str]:
-    """Values by name as words of a command line; `where` they were read says the error for an unknown name."""
+    """Values by name as words of a command line, so that one parser checks both.
+
+    where: they were read, for the error about an unknown name.
+    """
     words: list[str] = []
     known = {field.name: field for field in fields(Config)}
     for key, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from distpro.console import Console
 from distpro.data import Growing, Loader, Split, arranged, create_dataset, holdout
 from distpro.distiller import Distiller
 from distpro.env import find_device
-from distpro.errors import UserError
+from distpro.errors import UserError, flag
 from distpro.features import Features
 from distpro.methods import METHODS
 from distpro.models import create_model, load_checkpoint, own_network, published_classes
@@ -66,7 +67,7 @@ class Job:
             weights, name = zoo.find("teacher", name), name.rpartition("/")[2]
         self.teacher = self.network(name, "teacher", config.teacher_pretrained)
         if weights is not None:
-            load_checkpoint(self.teacher, weights)
+            self._same_pictures(load_checkpoint(self.teacher, weights), str(weights))
         kept = published_classes(self.teacher) == self.data.num_classes  # else timm leaves the classifier out
         self.teacher_ready = weights is not None or (config.teacher_pretrained and kept)
         student = self.network(config.student, "student")
@@ -104,6 +105,18 @@ class Job:
         self.test = self.test_loader(self.data.test)
         name = f"{config.dataset}-{config.student.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = config.output or Path("output") / parallel.said(name)
+
+    def normalised(self) -> dict[str, str]:
+        """How a folder's pictures are normalised, for the header of weights that learn from them."""
+        told = {"mean": self.config.mean, "std": self.config.std}
+        return {name: " ".join(map(str, values)) for name, values in told.items() if values is not None}
+
+    def _same_pictures(self, facts: Mapping[str, Any], where: str) -> None:
+        """A `UserError` where the weights have learned from pictures that were normalised otherwise."""
+        theirs = {name: facts[name] for name in ("mean", "std") if name in facts}
+        if theirs and theirs != self.normalised():
+            flags = " ".join(f"{flag(name)} {value}" for name, value in theirs.items())
+            raise UserError(f"'{where}' has learned from pictures that were normalised otherwise: give {flags}")
 
     # -- what the configuration names ------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def _train_teacher(job: Job) -> None:
         compile=config.compile,
         **job.shared() | {"student_layers": config.teacher_layers},
     )
-    save_weights(job.teacher, job.folder / "teacher.safetensors")
+    save_weights(job.teacher, job.folder / "teacher.safetensors", job.normalised())
 
 
 def _check_precision(job: Job, full: Metrics) -> None:
@@ -182,7 +182,7 @@ def run_method(job: Job, method: str, process: Process | None = None) -> dict[st
             **job.shared(),
             **job.options(kind, process),
         )
-    save_weights(student, folder / "student.safetensors")
+    save_weights(student, folder / "student.safetensors", job.normalised())
     label = LABELS.get(method, method)
     if method == "distpro" and config.process != "search":
         label = f"process {config.process}"

@@ -85,7 +85,7 @@ class Sweep:
         plain = {key: value for key, value in base.items() if key not in ("teacher", "teacher_checkpoint", "process")}
         first = {
             kind: {str(name): {**shared, **(flags or {})} for name, flags in (told.get(kind) or {}).items()}
-            for kind, shared in (("teachers", plain), ("searches", base))
+            for kind, shared in (("teachers", plain), ("searches", {k: v for k, v in base.items() if k != "process"}))
         }
         for seed in seeds:
             for labels in itertools.product(*axes.values()):
@@ -100,8 +100,12 @@ class Sweep:
 
     def _add(self, module: str, labels: dict[str, Any], flags: Flags, folder: Path, first: Mapping) -> None:
         """This run, and before it those it refers to with "@NAME"."""
-        if any(run.folder == folder for run in self.runs):
-            return
+        for run in self.runs:
+            if run.folder == folder and run.labels != labels:
+                both = " and ".join("-".join(map(str, one.values())) for one in (run.labels, labels))
+                raise UserError(f"{both} would share the folder '{folder}': give them labels that differ in letters")
+            if run.folder == folder:
+                return
         needs = []
         for flag, kind, file in (
             ("teacher_checkpoint", "teachers", "student.safetensors"),

@@ -166,6 +166,35 @@ def test_both_spellings_of_a_truth():
     assert distpro.flags.parse(["--pooled", "True"]).pooled is True
 
 
+PAIR = ["--dataset", "cifar100", "--teacher", "resnet56", "--student", "resnet20", "--epochs", "20"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (PAIR, ["--recipe", "fast"]),
+        (PAIR, ["--recipe=paper"]),
+        (PAIR, ["--kd-weight", "20"]),
+        (PAIR, ["--teacher", "wrn_40_2", "--student", "ShuffleV1"]),
+        ([*PAIR, "--lr", "0.3", "--search-by", "gradient"], ["--recipe", "fast"]),
+        ([], ["--dataset", "cifar100"]),
+        (
+            ["--dataset", "folder", "--teacher", "vit_tiny_patch16_224", "--teacher-pretrained"],
+            ["--teacher", "resnet34"],
+        ),
+        (PAIR, ["--process", "online"]),
+        ([*PAIR, "--process", "online"], ["--seed", "3"]),
+        (PAIR, []),
+    ],
+)
+def test_flags_over_a_run_s_args_are_flags_beside_its_flags(first, then, tmp_path):
+    """What the old pair or recipe brought is not taken for something that was told."""
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump(distpro.flags.parse(first).plain()))
+    over = distpro.flags.parse(["--config", str(tmp_path / "args.yaml"), *then]).plain()
+    beside = distpro.flags.parse([*first, *then]).plain()
+    assert over | {"config": None} == beside
+
+
 def test_a_run_of_an_older_version_goes_on(tmp_path):
     """What it does not know was not asked of it."""
     config = distpro.flags.parse(["--output", str(tmp_path), "--resume"])

@@ -1,10 +1,12 @@
 """Data sets that are files: decoding, labels, damage, and the real ones where they are at hand."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from drawn import IMAGENET, LOADERS, SHARED, save
@@ -108,6 +110,31 @@ def test_a_damaged_picture_is_named(tmp_path, loader, workers):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
+def test_16_bits_a_pixel_are_as_bright_as_8(tmp_path, loader):
+    grey = np.random.default_rng(0).integers(0, 256, (40, 40)).astype(np.uint8)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(grey).save(tmp_path / name / f"{i}.png")
+        Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name / "wide.png")
+    split = create_dataset("folder", tmp_path, image_size=40, num_workers=0, loader=loader).train
+    pictures = [x for x, _ in split.loader(1, shuffle=False, augment=False)]
+    assert any(b"wide" in file for file in split.files)
+    for x in pictures:
+        torch.testing.assert_close(x, pictures[0], rtol=0, atol=0.02)
+
+
+def test_a_picture_of_32_bits_a_pixel_is_refused(tmp_path):
+    for name in "ab":
+        save(tmp_path / f"{name}/0.png", 0)
+        Image.fromarray(np.ones((20, 20), np.float32)).save(tmp_path / name / "1.tif")
+    split = create_dataset("folder", tmp_path, image_size=32, num_workers=0, loader="torchvision")
+    with pytest.raises(UserError, match=r"1\.tif': it has 32 bits a pixel, expected 8 or 16"):
+        for part in (split.train, split.test):
+            list(part.loader(1, shuffle=False, augment=False))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
 def test_one_pass_at_a_time(photos, loader):
     train = create_dataset("folder", photos, image_size=32, num_workers=0, loader=loader).train
     loader = train.loader(2, shuffle=True, augment=True)
@@ -136,6 +163,11 @@ def test_folders_that_are_none(tmp_path):
     refused("unknown class 'aunt': did you mean 'ant'")
     (tmp_path / "set/test/aunt").rename(tmp_path / "set/test/ant")
     assert len(create_dataset("folder", tmp_path / "set").test) == 1
+    save(tmp_path / "set/train/ant/young/0.jpg", 0)
+    refused("class folder '.*/ant' holds pictures and a folder 'young' of pictures")
+    (tmp_path / "set/train/ant/young").rename(tmp_path / "set/train/__unknown__")
+    assert create_dataset("folder", tmp_path / "set").num_classes == 2
+    shutil.rmtree(tmp_path / "set/train/__unknown__")
     refused("no class folders", tmp_path / "set/train/ant")
     refused("too few to split", tmp_path / "set/train")
 

@@ -174,6 +174,10 @@ def test_where_weights_are_swept_the_figure_is_over_the_weight():
         ),
         ({"axes": {"process": ["unifrom"]}, "compare": []}, "unknown process 'unifrom': did you mean 'uniform'?"),
         ({"axes": {}, "flags": {"epochs": 0}, "compare": []}, "--epochs must be 1 or more, got 0"),
+        (
+            {"axes": {"method": {"kd 1/3": {"method": "kd"}, "kd 1-3": {"method": "kd"}}}, "compare": []},
+            "kd 1/3-0 and kd 1-3-0 would share the folder",
+        ),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
 )
@@ -182,6 +186,12 @@ def test_mistakes(tmp_path, changes, sentence):
         Sweep.read(written(tmp_path, **changes), tmp_path / "out").check()
     assert sentence in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_for_every_run_needs_no_search_itself(tmp_path):
+    flags = {**SMALL["flags"], "method": "distpro", "process": "@short"}
+    sweep = Sweep.read(written(tmp_path, flags=flags, axes={"epochs": [1, 2]}, compare=[]), tmp_path / "out")
+    assert [run.module for run in sweep.runs].count("distpro.search") == 2  # one a seed
 
 
 @pytest.mark.parametrize(("given", "names"), [(None, ["0", "1", "0"]), ("5,GPU-ab", ["5", "GPU-ab", "5"])])

@@ -168,6 +168,20 @@ def test_pictures_are_normalised_as_the_teacher_s_weights_want_it(tmp_path):
     assert distpro.flags.parse(["--teacher", "wrn_16_2"]).mean is None  # the digits have their own
 
 
+def test_a_trained_teacher_keeps_how_its_pictures_were_normalised(photos, tmp_path):
+    words = ["--dataset", "folder", "--data", photos, "--image-size", "32", "--teacher", "resnet8", "--device", "cpu"]
+    words += ["--student", "wrn_10_1", "--batch-size", "4", "--epochs", "1", "--teacher-epochs", "1", "--method", "kd"]
+    half = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
+    done = run(*words, *half, "--output", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    again = [*words, "--teacher-checkpoint", tmp_path / "a/teacher.safetensors", "--dry-run"]
+    assert mistake(*again).endswith(
+        "teacher.safetensors' has learned from pictures that were normalised otherwise: give --mean 0.5 0.5 0.5 "
+        "--std 0.25 0.25 0.25"
+    )
+    assert run(*again, *half).returncode == 0
+
+
 def test_search_alone(job, tmp_path):
     folder, _ = job
     words = [*SHORT, "--teacher-checkpoint", folder / "teacher.safetensors", "--output", tmp_path / "out"]

@@ -1,7 +1,8 @@
 """Pictures decoded, cut and normalised by NVIDIA DALI: on the GPU, or by threads of this process on a CPU.
 
 The batches are those of the torchvision-like loader in `pictures.py`, the same windows and flips included, up to the
-rounding of decoding and resizing: one of 255 levels where both decode on a CPU.
+rounding of decoding and resizing: one of 255 levels where both decode on a CPU, more at a random window's border, since
+DALI decodes and resizes the window alone.
 """
 
 from __future__ import annotations

@@ -103,6 +103,12 @@ def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.nda
         if not found and (root / here / "images").is_dir():
             here = os.path.join(here, "images")
             found = _listed(root / here)
+        deeper = [sub for sub in _folders(root / here) if _listed(root / here / sub)]
+        if found and deeper:
+            raise UserError(
+                f"class folder '{root / here}' holds pictures and a folder '{deeper[0]}' of pictures: "
+                f"expected {EXPECTED}"
+            )
         if not found:
             endings = " ".join(ENDINGS)
             raise UserError(f"no pictures ({endings}) in class folder '{root / here}': expected {EXPECTED}")
@@ -146,7 +152,9 @@ def _folders(folder: Path) -> list[str]:
     """The folders in `folder`, sorted by name, without hidden ones and the __MACOSX of an archive."""
     if not folder.is_dir():
         raise UserError(f"{absent(folder)}; expected {EXPECTED}")
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith((".", "__")))
+    return sorted(
+        e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".") and e.name != "__MACOSX"
+    )
 
 
 def _listed(folder: Path) -> list[str]:

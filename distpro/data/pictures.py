@@ -99,6 +99,11 @@ def decoded(file: bytes) -> Image.Image:
     """The picture in `file` as RGB: greyscale, palette, CMYK and transparent ones are converted."""
     try:
         with Image.open(os.fsdecode(file)) as picture:
+            if picture.mode in ("I", "F"):
+                raise ValueError("it has 32 bits a pixel, expected 8 or 16")
+            if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+                levels = (np.asarray(picture).astype(np.uint32) + 128) // 257
+                return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
             return picture.convert("RGB")
     except Exception as error:
         raise unreadable(file, error) from None

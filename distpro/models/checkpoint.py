@@ -42,8 +42,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
     return facts
 
 
-def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write the model's state dict to `path` as safetensors, under the model's own names.
+def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, str] | None = None) -> None:
+    """Write the model's state dict to `path` as safetensors, under the model's own names; `facts` in its header.
 
     The file appears whole or not at all. Tensors that share memory are written once for each name, so that
     every reader finds every name. Of the processes of a job the first one writes. A `UserError` where the file cannot
@@ -53,7 +53,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         return
     state = {key: value.detach().cpu().contiguous().clone() for key, value in _unwrapped(model).state_dict().items()}
     with whole_file(path) as part:
-        save_file(state, part, metadata={"format": "pt"})
+        save_file(state, part, metadata={"format": "pt", **(facts or {})})
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
