@@ -43,7 +43,7 @@ class ReviewKD(Method):
 
     kd_weight is 0.6 to 8 by pair in the authors' recipe; stages are compared one to one. Features are pre-ReLU on
     both sides, as the authors have it on ImageNet; their CIFAR students are read after the ReLU, WRNs before their last
-    BN.
+    BN, which makes no difference that could be measured (RESULTS.md).
     """
 
     pooled = True
