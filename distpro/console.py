@@ -16,8 +16,8 @@ from distpro.loop import Observer
 class Console(Observer):
     """Progress of one training after the other, with rate and time left; sentences, warnings, the table."""
 
-    def __init__(self) -> None:
-        self.rich = RichConsole(highlight=False)
+    def __init__(self, stderr: bool = False) -> None:
+        self.rich = RichConsole(highlight=False, stderr=stderr)
         self.bars: Progress | None = None
         self.name, self.done, self.resumed, self.steps = "", 0, 0, 0
         self.started = 0.0

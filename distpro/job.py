@@ -62,6 +62,9 @@ class Job:
             cuda_graphs=config.cuda_graphs,
         )
         self.data = arranged(whole, config.eval_split, samples=config.train_samples)
+        unseen = int((torch.bincount(self.data.train.labels, minlength=self.data.num_classes) == 0).sum())
+        if unseen:
+            console.warn(f"{unseen} of {self.data.num_classes} classes have no picture to train on")
         name, weights = config.teacher, config.teacher_checkpoint
         if name.startswith(zoo.PREFIX):
             weights, name = zoo.find("teacher", name), name.rpartition("/")[2]

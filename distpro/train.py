@@ -102,7 +102,7 @@ def main() -> None:
     """The command."""
     config = parse()
     if config.dry_run:
-        check_folder(Job(config, Console()).folder, config)
+        check_folder(Job(config, Console(stderr=True)).folder, config)  # what goes to stdout is YAML alone
         if parallel.first():
             print(yaml.safe_dump(replace(config, dry_run=False).plain(), sort_keys=False), end="")
         parallel.end()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from commands import SHORT, mistake, run
+from drawn import save
 
 import distpro.flags
 import distpro.job
@@ -201,6 +202,30 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     known = {k: v for k, v in config.plain().items() if k != "task_loss_weight"}
     (tmp_path / "args.yaml").write_text(yaml.safe_dump(known))
     check_folder(tmp_path, config)
+
+
+def test_classes_without_a_training_picture_are_counted(tmp_path, capsys, monkeypatch):
+    for i in range(10):
+        save(tmp_path / f"pictures/class{i}/0.png", i, size=(32, 32))
+    words = [
+        "--dataset",
+        "folder",
+        "--data",
+        str(tmp_path / "pictures"),
+        "--teacher",
+        "resnet8",
+        "--student",
+        "wrn_10_1",
+    ]
+    words += ["--batch-size", "2", "--device", "cpu", "--method", "none"]
+    distpro.job.Job(distpro.flags.parse(words), distpro.job.Console())
+    sentence = "2 of 10 classes have no picture to train on"  # a fifth is to test with
+    assert sentence in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["distpro.train", *words, "--dry-run"])
+    distpro.train.main()
+    told = capsys.readouterr()
+    assert sentence in told.err
+    assert yaml.safe_load(told.out)["student"] == "wrn_10_1"
 
 
 def test_an_own_function_hears_of_classes_and_channels():
