@@ -233,7 +233,9 @@ class Filled(Config):
 
     def search_recipe(self) -> Recipe:
         """The same in whole batches over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if by steps."""
-        return replace(self.student_recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75), grad_accum_steps=1)
+        return replace(
+            self.student_recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75), grad_accum_steps=1, ema=None
+        )
 
     def precision(self) -> Precision:
         return Precision(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -18,8 +20,34 @@ from distpro.process import Process
 from distpro.recipe import Recipe
 from distpro.tasks import Classification
 
-if TYPE_CHECKING:
-    from timm.utils import ModelEmaV3
+
+class Average(nn.Module):
+    """A network whose weights and buffers follow another's: each step decay * its own + (1 - decay) * the other's.
+
+    The first step copies. Unlike timm's ModelEmaV3 it moves each tensor once, whatever number of names it has, and
+    unlike torch's AveragedModel it never waits for a GPU.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        ours, theirs = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - self.decay if self.steps else 1.0)
+        for a, b in zip(ours, theirs, strict=True):
+            if not a.is_floating_point():
+                a.copy_(b)
+        self.steps += 1
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = int(state)
 
 
 class DistillStep(PlannedStep):
@@ -29,13 +57,7 @@ class DistillStep(PlannedStep):
         self.distiller, self.parts = distiller, recipe.grad_accum_steps
         self.moving = distiller.trainable_parameters()
         self.optimizer = recipe.optimizer(self.moving)
-        self.average: ModelEmaV3 | None = None
-        self.averaged = 0  # steps
-        if recipe.ema is not None:
-            from timm.utils import ModelEmaV3  # here, because importing timm takes seconds
-
-            # torch's AveragedModel waits for a GPU at every step
-            self.average = ModelEmaV3(distiller.student.model, recipe.ema, foreach=True)
+        self.average = None if recipe.ema is None else Average(distiller.student.model, recipe.ema)
 
     def plan(self, progress: float) -> Plan:
         """The weights of now; a graph for each set of pathways, and each depth of the teacher."""
@@ -60,8 +82,7 @@ class DistillStep(PlannedStep):
 
     def after(self) -> None:
         if self.average is not None:
-            self.averaged += 1
-            self.average.update(self.distiller.student.model, self.averaged)
+            self.average.update(self.distiller.student.model)
 
     def settle(self) -> None:
         averages = [] if self.average is None else [self.average]
@@ -75,7 +96,7 @@ class DistillStep(PlannedStep):
             "optimizer": self.optimizer.state_dict(),
         }
         if self.average is not None:
-            state |= {"average": self.average.state_dict(), "averaged": self.averaged}
+            state["average"] = self.average.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -83,7 +104,6 @@ class DistillStep(PlannedStep):
         self.distiller.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
-            self.averaged = state["averaged"]
             self.average.load_state_dict(state["average"])
 
     def result(self) -> nn.Module:

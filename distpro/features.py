@@ -189,9 +189,8 @@ class Teacher(Features):
         self.precision = precision
         self.train()
         if precision.teacher is not None:
-            parameter = next(model.parameters())
-            sample = parameter.new_zeros((1, *image))
-            twin, _ = folded(model, lambda network: self._read(network, sample))
+            with self._dry_run(image) as x:
+                twin, _ = folded(model, lambda network: self._read(network, x))
             self.model = precision.lay_out(twin.to(precision.teacher))
 
     def train(self, mode: bool = True) -> Teacher:

@@ -59,6 +59,8 @@ def search_by_gradient(
     """
     if recipe.grad_accum_steps > 1:
         raise UserError("--grad-accum-steps is of the distillation: a search by gradient takes whole batches")
+    if recipe.ema is not None:
+        raise UserError("--ema is of the distillation: a search by gradient has no use for an average")
     shape = picture_shape(train, image)
     picture_shape(validation, shape)  # there has to be one
     options = {"label_smoothing": recipe.label_smoothing} | options

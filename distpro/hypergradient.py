@@ -42,12 +42,23 @@ class Stateless:
         self.names, self.parameters = list(trained), list(trained.values())
         self.frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
         self.scratch = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        # Each place of a tensor once, though its module may have two names: torch's own search for ties would lend such
+        # a place a tensor twice, and then give back the lent one.
+        first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+        self.places = {
+            f"{owner}.{name}" if owner else name: first[id(tensor)]
+            for owner, part in module.named_modules()
+            for name, tensor in [*part._parameters.items(), *part._buffers.items()]
+            if tensor is not None
+        }
 
     def __call__(self, parameters: Sequence[Tensor], *inputs: Any) -> Any:
         for name, buffer in self.module.named_buffers():
             self.scratch[name].copy_(buffer)
-        others = {n: _cast(t, parameters[0].dtype) for n, t in (self.frozen | self.scratch).items()}
-        return functional_call(self.module, dict(zip(self.names, parameters, strict=True)) | others, inputs)
+        values = {n: _cast(t, parameters[0].dtype) for n, t in (self.frozen | self.scratch).items()}
+        values |= zip(self.names, parameters, strict=True)
+        lent = {place: values[name] for place, name in self.places.items()}
+        return functional_call(self.module, lent, inputs, tie_weights=False)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -107,3 +107,43 @@ def test_a_layer_read_by_name(layer):
     assert folds == ("conv1" in layer)  # all are gone but the one whose convolution is read
     torch.testing.assert_close(reader(x).maps[0], want.maps[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(reader(x).logits, want.logits, rtol=1e-4, atol=1e-4)
+
+
+class Joined(nn.Module):
+    """A convolution and a BN that has one name or two, and is called by its last one or past them."""
+
+    def __init__(self, conv, bn, two=True, past=False):
+        super().__init__()
+        self.conv, self.bn, self.listed = conv, bn, [bn]
+        self.last = nn.Sequential(bn) if two else self.bn
+        self.past = past
+
+    def forward(self, x):
+        return (self.listed[0] if self.past else self.last)(self.conv(x))
+
+
+class Louder(nn.BatchNorm2d):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
+@pytest.mark.parametrize(
+    ("conv", "bn", "options", "count"),
+    [
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), {"two": False}, 1),
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), {}, 1),
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), {"past": True}, 0),
+        (nn.Conv2d(3, 4, 3), Louder(4), {}, 0),
+        (Standardised(3, 4, 3), nn.BatchNorm2d(4), {}, 0),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), {}, 0),
+    ],
+    ids=["plain", "two names", "past its name", "own BN", "standardised", "parametrised"],
+)
+def test_what_cannot_be_folded_stays_as_it_is(conv, bn, options, count):
+    assert check(Joined(conv, bn, **options), (3, 9, 9), run=lambda network, x: [network(x)]) == count

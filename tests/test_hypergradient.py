@@ -248,6 +248,44 @@ def test_pathways_from_frozen_stages_move_nothing():
         setting(PAIRS[1], frozen=["conv1", "block1", "block2", "block3", "bn1"])
 
 
+class Twice(torch.nn.Module):
+    """A user's network whose first layers have two names, as where a stem is put together of them."""
+
+    def __init__(self, classes, channels, twice):
+        super().__init__()
+        conv, bn = torch.nn.Conv2d(channels, 6, 3, 1, 1), torch.nn.BatchNorm2d(6)
+        if twice:
+            self.conv, self.bn = conv, bn
+        self.stem = torch.nn.Sequential(conv, bn, torch.nn.ReLU())
+        self.body = torch.nn.Conv2d(6, 8, 3, 2, 1)
+        self.head = torch.nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["exact", "finite-difference"])
+def test_layers_with_two_names_are_searched_as_those_with_one(how):
+    found = []
+    for twice in (False, True):
+        torch.manual_seed(0)
+        student, teacher = Twice(10, 3, twice).double(), create_model("resnet8", 10).double()
+        layers = {"student_layers": ["stem", "body"], "teacher_layers": ["layer1", "layer2"]}
+        distiller = Distiller(student, teacher, image=(3, 8, 8), transforms="A", warm_up=0.0, **layers).train()
+        optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=0.05, momentum=0.9)
+        torch.manual_seed(1)
+        batches = [(torch.randn(8, 3, 8, 8).double(), torch.randint(10, (8,))) for _ in range(6)]
+        step = SearchStep(distiller, optimizer, batches[4:], steps=4, hypergradient=how)
+        before = [*student.parameters(), *student.buffers()]
+        for x, y in batches[:4]:
+            step(x, y, 0.0)
+        assert all(a is b for a, b in zip(before, [*student.parameters(), *student.buffers()], strict=True))
+        assert student.stem[1].num_batches_tracked == 4
+        found.append([step.z, *student.stem.state_dict().values()])
+    for once, both in zip(*found, strict=True):
+        torch.testing.assert_close(both, once, rtol=1e-12, atol=1e-12)
+
+
 def test_step_sizes():
     weight = torch.nn.Parameter(torch.zeros(2))
     assert step_sizes(torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True), [weight]) == pytest.approx([0.19])

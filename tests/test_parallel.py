@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from distpro import Recipe, distill, parallel
+from distpro import Recipe, UserError, distill, parallel
 from distpro.features import Features
 from distpro.models import create_model, save_weights
 
@@ -159,6 +159,35 @@ def test_synchronised_over_two_that_hold_the_same(network, shape, monkeypatch):
     means = [[b for name, b in model.named_buffers() if name.endswith("running_mean")] for model in (ours, plain)]
     for a, b in zip(*means, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_normalisation_with_a_forward_of_its_own_is_refused():
+    class Louder(nn.BatchNorm2d):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    with pytest.raises(UserError, match="--sync-bn: the Louder of this network has a forward of its own"):
+        parallel.synchronise(nn.Sequential(Louder(3)))
+
+
+def test_statistics_that_rest_are_not_moved(monkeypatch):
+    bn = nn.BatchNorm2d(3)
+    parallel.synchronise(bn)
+    bn.track_running_stats = False
+    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    monkeypatch.setattr(parallel._Mean, "apply", lambda x: x)
+    bn(1 + torch.randn(4, 3, 5, 5))
+    assert not bn.running_mean.any()
+
+
+def test_a_mean_far_above_the_deviation_costs_no_digits(monkeypatch):
+    torch.manual_seed(0)
+    bn, x = nn.BatchNorm2d(4), 10 + 0.01 * torch.randn(16, 4, 5, 5)
+    want = copy.deepcopy(bn).double()(x.double())
+    parallel.synchronise(bn)
+    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    monkeypatch.setattr(parallel._Mean, "apply", lambda x: x)
+    torch.testing.assert_close(bn(x).double(), want, rtol=0, atol=2e-3)  # it was 0.16 by E[x^2] - E[x]^2
 
 
 def test_what_reads_a_normalisation_still_does():

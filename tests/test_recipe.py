@@ -149,6 +149,27 @@ def test_the_average_is_the_result(tmp_path):
         assert torch.equal(value, whole.state_dict()[name]), name
 
 
+def test_a_layer_with_two_names_is_averaged_once():
+    network = create_model("wrn_10_1", 10, 1)
+    network.alias = network.conv1
+    step = DistillStep(Distiller(network, image=(1, 8, 8), method="none").train(), Recipe(1, lr=0.5, ema=0.8))
+    want = None
+    for _ in range(4):
+        step(torch.randn(4, 1, 8, 8), torch.randint(10, (4,)), 0.0)
+        now = network.conv1.weight.detach().clone()
+        want = now if want is None else want.lerp(now, 0.2)
+    torch.testing.assert_close(step.result().conv1.weight, want)
+    assert not torch.equal(want, now)
+
+
+def test_an_evaluation_leaves_every_mode_as_it_was():
+    network = create_model("wrn_10_1", 10, 1).train()
+    network.block1.eval()
+    modes = [module.training for module in network.modules()]
+    Classification().evaluate(network, [(torch.randn(2, 1, 8, 8), torch.tensor([1, 2]))])
+    assert [module.training for module in network.modules()] == modes
+
+
 def test_a_batch_in_parts_gives_the_same_step():
     """Where no BN sees the parts: a student in eval mode."""
     x, y = next(iter(create_dataset("digits").train.loader(10, shuffle=True, augment=False)))
@@ -167,6 +188,8 @@ def test_a_search_by_gradient_refuses_parts():
     model = create_model("resnet8", 10, 1)
     with pytest.raises(UserError, match="--grad-accum-steps is of the distillation"):
         search_by_gradient(model, model, [], [], Recipe(1, grad_accum_steps=2))
+    with pytest.raises(UserError, match="--ema is of the distillation"):
+        search_by_gradient(model, model, [], [], Recipe(1, ema=0.9))
 
 
 def test_a_training_ends_after_so_many_steps_of_its_schedule(tmp_path):

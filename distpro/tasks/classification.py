@@ -44,11 +44,11 @@ class Classification:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-        """The model in eval mode over the whole loader; its mode is put back. Logits may come as an `Output`.
+        """The model in eval mode over the whole loader, every part's mode put back. Logits may come as an `Output`.
 
         Each process of a job has its share in its loader; what is given is of all of them.
         """
-        mode = model.training
+        modes = {module: module.training for module in model.modules()}
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters(), torch.zeros(0)).device)
         count = 0
@@ -59,7 +59,8 @@ class Classification:
             loss = F.cross_entropy(logits, y, reduction="sum").double()
             sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss])
             count += len(y)  # on the host: moving it would wait for the device at every batch
-        model.train(mode)
+        for module, mode in modes.items():
+            module.training = mode
         *values, pictures = parallel.total(torch.cat([sums, sums.new_tensor([count])])).tolist()
         if not pictures:
             raise ValueError("nothing to evaluate: the loader is empty")
