@@ -107,7 +107,8 @@ def exact(
     student_stage: j of each pathway, from 1; 0 where l_p depends on theta through the logits.
     dtype: of the pass; that of theta by default. Autocast has no forward mode on a CPU: all of it is cast.
 
-    Forward mode sees a custom op without a forward rule as constant: keep such ops out of the student.
+    Forward mode sees a custom op without a forward rule as constant: keep such ops out of the student. It passes
+    through `torch.no_grad()`, where backward stops: a student that holds something fast has to `detach` it.
     """
     # fused attention has no forward mode
     with forward_ad.dual_level(), FusedBatchNorm(), sdpa_kernel(SDPBackend.MATH):

@@ -142,7 +142,7 @@ class SearchStep(PlannedStep):
     def why_eager(self) -> str | None:
         if self.hypergradient != "exact":
             return f"hypergradient {self.hypergradient} sets the state of the random numbers"
-        if self.draws:
+        if self.draws:  # from torch's generators; what Python's or numpy's give is not seen, nor drawn again
             return "the student draws random numbers (dropout), and the hypergradient has to draw the same"
         return super().why_eager()
 
