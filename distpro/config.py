@@ -264,7 +264,7 @@ def told(filled: Mapping[str, Any]) -> dict[str, Any]:
         if filled[name] != _filled(Config(**kept)).plain()[name]:
             kept[name] = filled[name]
     usual = _filled(Config(**kept)).plain()
-    return kept | {name: value for name, value in filled.items() if name not in DECIDING and value != usual[name]}
+    return kept | {name: value for name, value in filled.items() if name not in DECIDING and value != usual.get(name)}
 
 
 def _filled(config: Config) -> Filled:

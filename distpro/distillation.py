@@ -18,7 +18,7 @@ from distpro.methods import Method, Moment
 from distpro.planned_step import Plan, PlannedStep, graphed
 from distpro.process import Process
 from distpro.recipe import Recipe
-from distpro.tasks import Classification
+from distpro.tasks import after_epochs
 
 
 class Average(nn.Module):
@@ -147,20 +147,13 @@ def distill(
         **{"label_smoothing": recipe.label_smoothing} | options,
     ).train()
     step = DistillStep(distiller, recipe)
-    if test is not None and options.get("task") is not None:
-        Classification.check(test)
-
-    def evaluate() -> dict[str, float]:
-        metrics = Classification().evaluate(step.result(), test)
-        return {f"test_{k}": v for k, v in metrics._asdict().items()}
-
     history = fit(
         graphed(step, next(student.parameters()).device, observer or Observer(), cuda_graphs),
         train,
         recipe.scheduler(step.optimizer, len(train)),
         recipe.epochs,
         name=name or (method if isinstance(method, str) else method.__name__),
-        evaluate=evaluate if test is not None else None,
+        evaluate=after_epochs(step.result, test, options.get("task")),
         checkpoint=checkpoint,
         resume=resume,
         observer=observer,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distpro.errors import UserError
-from distpro.folding import folded
-from distpro.layers import Layers
+from distpro.folding import close, folded
+from distpro.layers import Layers, evaluating
 from distpro.precision import PLAIN, Precision
 from distpro.transforms import Shape, as_shape
 
@@ -136,26 +136,21 @@ class Features(nn.Module):
     def _same_logits(self, logits: Tensor, image: Shape) -> None:
         """A `UserError` where the network's own forward says something else than the parts that are read."""
         with self._dry_run(image) as x:
-            whole, again = (self.model(x) for _ in range(2))
-        if type(whole) is not Tensor or whole.is_meta or whole.shape != logits.shape:
-            return  # no values to compare, or not what a step reads
-        close = [
-            torch.allclose(whole, other, rtol=0.01, atol=0.01 * float(whole.abs().max()), equal_nan=True)
-            for other in (logits, again)  # a forward that draws random numbers is not like itself either
-        ]
-        if close == [False, True]:
-            raise UserError(
-                f"{type(self.model).__name__} has a forward that gives other logits than its forward_intermediates and "
-                "forward_head, by which its maps are read: name the layers to read instead"
-            )
+            whole = self.model(x)
+            if type(whole) is not Tensor or whole.shape != logits.shape or close(logits, whole, 0.01):
+                return  # where it is no plain tensor, it is not what a step reads
+            if not close(self.model(x), whole, 0.01):
+                return  # a forward that draws random numbers is not like itself either
+        raise UserError(
+            f"{type(self.model).__name__} has a forward that gives other logits than its forward_intermediates and "
+            "forward_head, by which its maps are read: name the layers to read instead"
+        )
 
     @contextmanager
     def _dry_run(self, image: Shape) -> Iterator[Tensor]:
-        modes = {module: module.training for module in self.modules()}
         parameter = next(self.model.parameters(), torch.zeros(()))
         try:
-            self.eval()
-            with torch.no_grad():
+            with evaluating(self), torch.no_grad():
                 count = math.prod(image)
                 ramp = torch.linspace(-1, 1, count, device=parameter.device)  # zeros would hide what is multiplied
                 yield ramp.to(parameter.dtype).view(1, *image)
@@ -164,9 +159,6 @@ class Features(nn.Module):
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"{type(self.model).__name__} does not run on pictures {list(image)}: {reason}") from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
 
 class Teacher(Features):

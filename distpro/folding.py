@@ -40,7 +40,7 @@ def folded(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[nn.Module
 
     Equivalent to: a copy with weight = weight * gamma / sqrt(var + eps) and the bias that belongs to it.
     """
-    plain, twin = _copy(model), _copy(model)
+    twin = _copy(model)
     made: dict[int, nn.Conv2d] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
     calls: Counter[nn.Module] = Counter()
@@ -64,7 +64,8 @@ def folded(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[nn.Module
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))
     ]
     with torch.no_grad(), uses:
-        returned = {id(leaf) for leaf in tree_leaves(run(twin))}
+        said = tree_leaves(run(twin))
+    returned = {id(leaf) for leaf in said}
     for hook in hooks:
         hook.remove()
 
@@ -82,9 +83,9 @@ def folded(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[nn.Module
                 owner, _, name = place.rpartition(".")
                 setattr(twin.get_submodule(owner), name, rest)
             count += 1
-    with torch.no_grad():
-        alike = all(map(_alike, tree_leaves(run(twin)), tree_leaves(run(plain))))
-    return (twin, count) if alike else (plain, 0)
+    with torch.no_grad():  # a wrong folding is a tenth away and more
+        alike = all(close(a, b, 0.02) for a, b in zip(tree_leaves(run(twin)), said, strict=True))
+    return (twin, count) if alike else (_copy(model), 0)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -94,9 +95,9 @@ def _copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """To a fiftieth of the largest value: wrong foldings are a tenth away and more."""
-    return a.is_meta or torch.allclose(a, b, rtol=0, atol=0.02 * float(b.abs().max()), equal_nan=True)
+def close(a: Tensor, b: Tensor, share: float) -> bool:
+    """Whether the two are apart by at most that share of b's largest value; on `meta` there are no values to tell."""
+    return a.is_meta or torch.allclose(a, b, rtol=0, atol=share * float(b.abs().max()), equal_nan=True)
 
 
 def _uses_by(bn: nn.BatchNorm2d, x: Tensor) -> int:

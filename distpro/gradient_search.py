@@ -15,7 +15,7 @@ from distpro.planned_step import graphed
 from distpro.process import TAU, Process
 from distpro.recipe import Recipe
 from distpro.search_step import SearchStep
-from distpro.tasks import Classification
+from distpro.tasks import after_epochs
 
 
 def search_by_gradient(
@@ -78,18 +78,13 @@ def search_by_gradient(
         alpha_every=alpha_every,
         literal_xi=literal_xi,
     )
-
-    def evaluate() -> dict[str, float]:
-        metrics = Classification().evaluate(student, test)
-        return {f"test_{k}": v for k, v in metrics._asdict().items()}
-
     rows = fit(
         graphed(step, step.z.device, observer or Observer(), cuda_graphs),
         train,
         recipe.scheduler(optimizer, len(train)),
         recipe.epochs,
         name=name,
-        evaluate=evaluate if test is not None else None,
+        evaluate=after_epochs(lambda: student, test, options.get("task")),
         checkpoint=checkpoint,
         resume=resume,
         observer=observer,

@@ -116,16 +116,17 @@ def exact(
         duals = [forward_ad.make_dual(p.to(dtype), d.to(dtype)) for p, d in zip(theta, direction, strict=True)]
         output = student(duals, x.to(dtype))
         tangents = [forward_ad.unpack_dual(m).tangent for m in (output.logits, *output.maps)]
-    reached = [(g, tangents[j], j) for g, j in zip(gradients, student_stage, strict=True) if g is not None]
+    reached = [(g, j) for g, j in zip(gradients, student_stage, strict=True) if g is not None]
     if not reached:
         raise UserError("no pathway starts from a map that depends on what is trained of the student")
-    for _, tangent, j in reached:
-        if tangent is None:
-            raise UserError(f"no forward derivative reaches the student's stage {j}: use finite-difference")
-    types = {g.dtype for g, _, _ in reached}
+    stages = {j for _, j in reached}
+    missing = [j for j in stages if tangents[j] is None]
+    if missing:
+        raise UserError(f"no forward derivative reaches the student's stage {missing[0]}: use finite-difference")
+    types = {g.dtype for g, _ in reached}
     common = types.pop() if len(types) == 1 else torch.float32  # autocast leaves some maps in float32
-    cast = {j: tangent.to(common) for _, tangent, j in reached}
-    dots = pathway_dots([g.to(common) for g, _, _ in reached], [cast[j] for _, _, j in reached])
+    cast = {j: tangents[j].to(common) for j in stages}
+    dots = pathway_dots([g.to(common) for g, _ in reached], [cast[j] for _, j in reached])
     if len(reached) < len(gradients):
         each = iter(dots.unbind())
         dots = torch.stack([dots.new_zeros(()) if g is None else next(each) for g in gradients])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,18 @@ from torch import Tensor, nn
 
 from distpro.errors import UserError, unknown
 from distpro.transforms import Size
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """All of it in eval mode; afterwards every part is in its own again."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 class Layers:
@@ -44,12 +57,13 @@ class Layers:
         for name, found in zip(self.names, caught, strict=True):
             if found is None:
                 raise UserError(f"layer '{name}' of {type(model).__name__} was not run by its forward")
-            if _version(found[0]) != found[1]:
+            given, version = found
+            if _version(given) != version:
                 raise UserError(
                     f"layer '{name}' of {type(model).__name__} is overwritten in place by what follows it, as "
                     "ReLU(inplace=True) does: name the layer after it, or make that one inplace=False"
                 )
-            maps.append(as_map(found[0], x.shape[2:], name))
+            maps.append(as_map(given, x.shape[2:], name))
         return output, maps
 
 

@@ -52,10 +52,8 @@ class SearchStep(PlannedStep):
     literal_xi: leave the student's step size xi in what Adam sees, as Eq. 4 has it, and give Adam the betas of the
         release. Its second moment then remembers the large early gradients, so z freezes for some thousand steps once
         the learning rate has dropped; without it z moves alike at every learning rate.
-    radius: of the finite difference: epsilon = radius / norm of its direction.
-    The finite difference is float32 whatever the precision: a difference of two nearly equal losses would keep few
-    digits of a shorter type.
-
+    radius: of the finite difference: epsilon = radius / norm of its direction. It is float32 whatever the precision: a
+        difference of two nearly equal losses would keep few digits of a shorter type.
     z_record: z as used at each step, `[steps, P]`.
     """
 
@@ -274,10 +272,10 @@ def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
-        count = 0
-        for count, batch in enumerate(itertools.islice(loader, step, None), 1):  # noqa: B007
+        batch = None
+        for batch in itertools.islice(loader, step, None):
             yield batch
-        if not count:
+        if batch is None:
             raise UserError("the validation batches have run out: expected a loader that begins anew at every epoch")
         epoch, step = epoch + 1, 0
 

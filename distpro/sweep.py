@@ -101,11 +101,12 @@ class Sweep:
     def _add(self, module: str, labels: dict[str, Any], flags: Flags, folder: Path, first: Mapping) -> None:
         """This run, and before it those it refers to with "@NAME"."""
         for run in self.runs:
-            if run.folder == folder and run.labels != labels:
-                both = " and ".join("-".join(map(str, one.values())) for one in (run.labels, labels))
-                raise UserError(f"{both} would share the folder '{folder}': give them labels that differ in letters")
-            if run.folder == folder:
+            if run.folder != folder:
+                continue
+            if run.labels == labels:
                 return
+            both = " and ".join("-".join(map(str, one.values())) for one in (run.labels, labels))
+            raise UserError(f"{both} would share the folder '{folder}': give them labels that differ in letters")
         needs = []
         for flag, kind, file in (
             ("teacher_checkpoint", "teachers", "student.safetensors"),

@@ -115,11 +115,11 @@ class Joined(nn.Module):
     def __init__(self, conv, bn, two=True, past=False):
         super().__init__()
         self.conv, self.bn, self.listed = conv, bn, [bn]
-        self.last = nn.Sequential(bn) if two else self.bn
+        self.again = nn.Sequential(bn) if two else None
         self.past = past
 
     def forward(self, x):
-        return (self.listed[0] if self.past else self.last)(self.conv(x))
+        return (self.listed[0] if self.past else self.again or self.bn)(self.conv(x))
 
 
 class Louder(nn.BatchNorm2d):

@@ -160,6 +160,7 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "set/test/aunt").rename(tmp_path / "set/test/ant")
     assert len(create_dataset("folder", tmp_path / "set").test) == 1
     save(tmp_path / "set/train/ant/young/0.jpg", 0)
+    save(tmp_path / "set/train/ant/.thumbs/0.jpg", 0)  # hidden: no matter
     refused("class folder '.*/ant' holds pictures and a folder 'young' of pictures")
     (tmp_path / "set/train/ant/young").rename(tmp_path / "set/train/__unknown__")
     assert create_dataset("folder", tmp_path / "set").num_classes == 2

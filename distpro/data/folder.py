@@ -99,15 +99,16 @@ def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.nda
     labels: list[int] = []
     for name in names:
         here = os.path.join(part, name)
-        found = _listed(root / here)
-        if not found and (root / here / "images").is_dir():
+        inside = os.listdir(root / here)
+        if not _readable(inside) and (root / here / "images").is_dir():
             here = os.path.join(here, "images")
-            found = _listed(root / here)
-        deeper = [sub for sub in _folders(root / here) if _listed(root / here / sub)]
+            inside = os.listdir(root / here)
+        found = _readable(inside)
+        others = sorted(name for name in {*inside} - {*found} if _counts(name))
+        deeper = next((name for name in others if _listed(root / here / name)), None)
         if found and deeper:
             raise UserError(
-                f"class folder '{root / here}' holds pictures and a folder '{deeper[0]}' of pictures: "
-                f"expected {EXPECTED}"
+                f"class folder '{root / here}' holds pictures and a folder '{deeper}' of pictures: expected {EXPECTED}"
             )
         if not found:
             endings = " ".join(ENDINGS)
@@ -152,14 +153,20 @@ def _folders(folder: Path) -> list[str]:
     """The folders in `folder`, sorted by name, without hidden ones and the __MACOSX of an archive."""
     if not folder.is_dir():
         raise UserError(f"{absent(folder)}; expected {EXPECTED}")
-    return sorted(
-        e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".") and e.name != "__MACOSX"
-    )
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and _counts(e.name))
+
+
+def _counts(name: str) -> bool:
+    """Whether it is neither hidden nor what an archive of a Mac adds."""
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def _listed(folder: Path) -> list[str]:
     """The pictures that lie directly in `folder`, sorted by name; none where it is absent."""
-    names = os.listdir(folder) if folder.is_dir() else []
+    return _readable(os.listdir(folder) if folder.is_dir() else [])
+
+
+def _readable(names: list[str]) -> list[str]:
     return sorted(name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
 
 

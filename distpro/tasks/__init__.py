@@ -1,5 +1,5 @@
 """Tasks: the loss and the metrics of what the student is for, one file each."""
 
-from distpro.tasks.classification import Classification, Metrics
+from distpro.tasks.classification import Classification, Metrics, after_epochs
 
-__all__ = ["Classification", "Metrics"]
+__all__ = ["Classification", "Metrics", "after_epochs"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from distpro import parallel
 from distpro.errors import UserError
+from distpro.layers import evaluating
 
 
 class Metrics(NamedTuple):
@@ -31,38 +33,47 @@ class Classification:
         """Mean cross-entropy of logits `[N, K]` and classes `[N]`, or probabilities `[N, K]` as mixup gives them."""
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
-    @staticmethod
-    def check(loader: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """A `UserError` where a loader's targets are no classes `[N]`; its first batch is read."""
-        for _, y in loader:
-            if y.ndim != 1 or y.is_floating_point():
-                raise UserError(
-                    f"accuracy is of classes [N], the targets to test with are {list(y.shape)}, {y.dtype}: leave "
-                    "`test` out, and measure it yourself"
-                )
-            return
-
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
         """The model in eval mode over the whole loader, every part's mode put back. Logits may come as an `Output`.
 
         Each process of a job has its share in its loader; what is given is of all of them.
         """
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters(), torch.zeros(0)).device)
         count = 0
-        for x, y in loader:
-            out = model(x)
-            logits = out if isinstance(out, Tensor) else out.logits
-            hits = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]
-            loss = F.cross_entropy(logits, y, reduction="sum").double()
-            sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss])
-            count += len(y)  # on the host: moving it would wait for the device at every batch
-        for module, mode in modes.items():
-            module.training = mode
+        with evaluating(model):
+            for x, y in loader:
+                out = model(x)
+                logits = out if isinstance(out, Tensor) else out.logits
+                hits = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]
+                loss = F.cross_entropy(logits, y, reduction="sum").double()
+                sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss])
+                count += len(y)  # on the host: moving it would wait for the device at every batch
         *values, pictures = parallel.total(torch.cat([sums, sums.new_tensor([count])])).tolist()
         if not pictures:
             raise ValueError("nothing to evaluate: the loader is empty")
         top1, top5, total = (value / pictures for value in values)
         return Metrics(100 * top1, 100 * top5, total)
+
+
+def after_epochs(
+    network: Callable[[], nn.Module], test: Iterable[tuple[Tensor, Tensor]] | None, task: Any = None
+) -> Callable[[], dict[str, float]] | None:
+    """What `fit` measures after every epoch: `network()` on the loader `test`, as "test_top1" and so on; or nothing.
+
+    Accuracy is of classes `[N]`: with a `task` of one's own the first batch is looked at now, and others are refused.
+    """
+    if test is None:
+        return None
+    for _, y in itertools.islice(test, 1) if task is not None else ():
+        if y.ndim != 1 or y.is_floating_point():
+            raise UserError(
+                f"accuracy is of classes [N], the targets to test with are {list(y.shape)}, {y.dtype}: leave `test` "
+                "out, and measure it yourself"
+            )
+
+    def measure() -> dict[str, float]:
+        metrics = Classification().evaluate(network(), test)
+        return {f"test_{name}": value for name, value in metrics._asdict().items()}
+
+    return measure
