@@ -54,8 +54,8 @@ class Config:
     """Sides of the pictures in the distillation, which is divided evenly among them: 160 192 224. All else, top-1 too,
     is at --image-size."""
     mean: tuple[float, float, float] | None = None
-    """Of red, green and blue in 0 to 1, by which the pictures of a folder are normalised; those of the weights that
-    --teacher-pretrained takes, else ImageNet's."""
+    """Of red, green and blue in 0 to 1, by which the pictures of a folder are normalised; what timm says of the
+    teacher, else ImageNet's."""
     std: tuple[float, float, float] | None = None
     """The same, of the standard deviation."""
     loader: Literal["dali", "torchvision", "synthetic"] | None = None
@@ -287,8 +287,7 @@ def _filled(config: Config) -> Filled:
         usual |= {"search_epochs": TRIAL_EPOCHS, "literal_xi": False}
     teacher, student = config.teacher or usual["teacher"], config.student or usual["student"]
     if config.dataset == "folder":
-        trained = normalisation(teacher) if config.teacher_pretrained else None
-        usual |= dict(zip(("mean", "std"), trained or (MEAN, STD), strict=True))
+        usual |= dict(zip(("mean", "std"), normalisation(teacher) or (MEAN, STD), strict=True))
         usual["loader"] = config.loader or default_loader()
     if cifar and plain_name(student) in SLOW_STUDENTS:
         usual["lr"] = 0.02

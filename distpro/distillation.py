@@ -75,7 +75,7 @@ class DistillStep(PlannedStep):
             with record_function("backward"):
                 terms["loss"].backward()
             losses = {name: losses[name] + value.detach() if losses else value for name, value in terms.items()}
-        parallel.average(parameter.grad for parameter in self.moving)
+        parallel.all_reduce_mean(parameter.grad for parameter in self.moving)
         with record_function("optimizer"):
             self.optimizer.step()
         return {name: value.detach() for name, value in losses.items()}

@@ -105,7 +105,7 @@ class Distiller(nn.Module):
         for part in (self.student, self.method):
             precision.lay_out(part)
             if sync_bn:
-                parallel.synchronise(part)
+                parallel.convert_sync_batchnorm(part)
         for module in (self.student, *self.method.parts()) if compile else ():
             module.compile()
         self.task = Classification(label_smoothing).loss if task is None else task

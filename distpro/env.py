@@ -114,7 +114,7 @@ def find_device(name: str) -> Any:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = parallel.own(torch.device(name))
+        device = parallel.local_device(torch.device(name))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -32,7 +32,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     job the first one's file stays; the others write to a path of no consequence. A `UserError` where it cannot be
     written.
     """
-    if not parallel.first():
+    if not parallel.is_primary():
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / Path(path).name
         return

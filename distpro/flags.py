@@ -44,12 +44,11 @@ def _capital(words: Sequence[str]) -> list[str]:
 
 
 def _config_file(words: Sequence[str]) -> Path | None:
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word == "--config":
-            return Path(following)
-        if word.startswith("--config="):
-            return Path(word.removeprefix("--config="))
-    return None
+    pairs = [(*word.partition("="), following) for word, following in zip(words, [*words[1:], ""], strict=False)]
+    files = [value if equals else following for name, equals, value, following in pairs if name == "--config"]
+    if len(files) > 1:
+        raise UserError(f"--config is given {len(files)} times: expected one file")
+    return Path(files[0]) if files else None
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Job:
         self.config, self.console = config, console
         self.device = parallel.begin(find_device(config.device))
         check_graphs(self.device, config.cuda_graphs)
-        console.rich.quiet = not parallel.first()
+        console.rich.quiet = not parallel.is_primary()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         whole = create_dataset(
@@ -107,7 +107,7 @@ class Job:
             self.judging_loader(validation)
         self.test = self.test_loader(self.data.test)
         name = f"{config.dataset}-{config.student.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
-        self.folder = config.output or Path("output") / parallel.said(name)
+        self.folder = config.output or Path("output") / parallel.broadcast(name)
 
     def normalised(self) -> dict[str, str]:
         """How a folder's pictures are normalised, for the header of weights that learn from them."""
@@ -140,7 +140,7 @@ class Job:
         return self._loader(split, self.config.seed + 1, augment=False, drop_last=whole)
 
     def _loader(self, split: Split, seed: int, augment: bool, drop_last: bool) -> Loader:
-        ranks, batch = parallel.ranks(), self.config.batch_size
+        ranks, batch = parallel.world_size(), self.config.batch_size
         if batch % ranks:
             raise UserError(f"--batch-size is that of all processes together: {batch} cannot be shared by {ranks}")
         loader = split.loader(batch // ranks, shuffle=True, augment=augment, seed=seed, drop_last=drop_last)
@@ -148,7 +148,7 @@ class Job:
 
     def test_loader(self, split: Split) -> Loader:
         """This process's share of pictures to measure top-1 on, each once."""
-        return split.loader(TEST_BATCH, shuffle=False, augment=False).shard(parallel.rank(), parallel.ranks())
+        return split.loader(TEST_BATCH, shuffle=False, augment=False).shard(parallel.rank(), parallel.world_size())
 
     def network(self, name: str, role: str, pretrained: bool = False, seed: int | None = None) -> nn.Module:
         """A fresh network, the same for the same seed; the configuration's by default."""

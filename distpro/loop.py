@@ -127,7 +127,7 @@ def fit(
             batches = _Batches(loader, None if whole else last - epoch * length)
             means = _epoch(step, batches, scheduler, epoch * length, total, observer, f"{name}, epoch {epoch + 1}")
             row: dict[str, float] = {"epoch": epoch + 1, "lr": lr, **means, "seconds": time.perf_counter() - started}
-            row |= {"images": batches.images * parallel.ranks(), "wait_seconds": batches.waited}
+            row |= {"images": batches.images * parallel.world_size(), "wait_seconds": batches.waited}
             step.settle()
             row |= evaluate() if evaluate else {}
             history.append(row)
@@ -172,7 +172,7 @@ def _epoch(
         observer.advance()
     if not counts:
         raise UserError(f"the loader has no batches left ({where}): expected one that begins anew at every epoch")
-    parallel.average(sums.values())
+    parallel.all_reduce_mean(sums.values())
     means = {f"train_{name}": float(value) / counts[name] for name, value in sums.items()}
     _finite(means["train_loss"], where)
     return means
@@ -203,11 +203,11 @@ def _finite(loss: float, where: str) -> None:
 
 
 def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]]) -> None:
-    rng = parallel.gathered(torch.get_rng_state())
+    rng = parallel.all_gather(torch.get_rng_state())
     device_rng = None
     if torch.cuda.is_initialized():  # a student with dropout draws from the generator of its process's GPU
-        device_rng = parallel.gathered(torch.cuda.get_rng_state())
-    if not parallel.first():  # the others would write, and drop, all the weights
+        device_rng = parallel.all_gather(torch.cuda.get_rng_state())
+    if not parallel.is_primary():  # the others would write, and drop, all the weights
         return
     state: dict[str, Any] = {"step": step.state_dict(), "scheduler": scheduler.state_dict(), "history": history}
     state |= {"rng": rng, "device_rng": device_rng}
@@ -218,8 +218,8 @@ def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str
 def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, float]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if len(state["rng"]) != parallel.ranks():
-            raise UserError(f"it is of a job of {len(state['rng'])} processes, not {parallel.ranks()}")
+        if len(state["rng"]) != parallel.world_size():
+            raise UserError(f"it is of a job of {len(state['rng'])} processes, not {parallel.world_size()}")
         step.load_state_dict(state["step"])
         scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"][parallel.rank()].clone())  # of a view torch 2.14 reads what is not its own

@@ -18,13 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrize import is_parametrized
 
 from distpro.errors import UserError
 
 T = TypeVar("T")
 
 
-def own(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """This process's own GPU, where torchrun started several processes; else `device`, as it is."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     return device if alone or device.type != "cuda" else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -32,7 +33,7 @@ def own(device: torch.device) -> torch.device:
 
 def begin(device: torch.device) -> torch.device:
     """Make this process's device, which it gives, the one of the process, and join those that torchrun started."""
-    device = own(device)
+    device = local_device(device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -52,11 +53,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that speaks and writes."""
     return rank() == 0
 
@@ -67,46 +68,46 @@ def _reduced(tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
     except RuntimeError as error:
         raise UserError(
-            f"rank {rank()} of {ranks()} lost another process of the job, whose own message says why; "
+            f"rank {rank()} of {world_size()} lost another process of the job, whose own message says why; "
             f"--resume goes on from the last whole epoch ({str(error).splitlines()[0]})"
         ) from error
     return tensor
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all ranks, as a new tensor."""
-    return tensor if ranks() == 1 else _reduced(tensor.clone())
+    return tensor if world_size() == 1 else _reduced(tensor.clone())
 
 
 @torch.no_grad()
-def average(tensors: Iterable[Tensor | None]) -> None:
+def all_reduce_mean(tensors: Iterable[Tensor | None]) -> None:
     """Let each tensor be its mean over the ranks, in place; None, on every rank, is left alone. One call a dtype."""
-    if ranks() == 1:
+    if world_size() == 1:
         return
     alike: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         if tensor is not None:
             alike[tensor.dtype].append(tensor)
     for group in alike.values():
-        flat = _reduced(torch.cat([tensor.reshape(-1) for tensor in group])) / ranks()
+        flat = _reduced(torch.cat([tensor.reshape(-1) for tensor in group])) / world_size()
         parts = flat.split([tensor.numel() for tensor in group])
         torch._foreach_copy_(group, [part.view_as(tensor) for part, tensor in zip(parts, group, strict=True)])
 
 
-def said(value: T) -> T:
+def broadcast(value: T) -> T:
     """What rank 0 says it is."""
-    if ranks() == 1:
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def all_gather(tensor: Tensor) -> Tensor:
     """`tensor` of every rank, `[ranks, ...]`; it may lie on any device."""
-    if ranks() == 1:
+    if world_size() == 1:
         return tensor[None]
-    boxes: list[Any] = [None] * ranks()
+    boxes: list[Any] = [None] * world_size()
     dist.all_gather_object(boxes, tensor.cpu())
     return torch.stack(boxes)
 
@@ -117,15 +118,15 @@ def settle(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
     A `UserError` where parameters, or `others`, are not the same on every rank: they have to be, bit for bit, since
     they begin with one seed, and each rank moves them by the same averaged gradients.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return
-    average(b for module in modules for b in module.buffers() if b.is_floating_point())
+    all_reduce_mean(b for module in modules for b in module.buffers() if b.is_floating_point())
     values = [p.detach() for module in modules for p in module.parameters()] + list(others)
     sums = torch.stack([value.double().sum() for value in values])
-    if not bool((gathered(sums) == sums.cpu()).all()):
+    if not bool((all_gather(sums) == sums.cpu()).all()):
         raise UserError(
-            f"rank {rank()}: the networks of the {ranks()} processes are not the same; every process has to make them "
-            "from the same seed, before it draws anything of its own"
+            f"rank {rank()}: the networks of the {world_size()} processes are not the same; every process has to make "
+            "them from the same seed, before it draws anything of its own"
         )
 
 
@@ -134,20 +135,20 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return _reduced(tensor.clone()) / ranks()
+        return _reduced(tensor.clone()) / world_size()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _reduced(gradient.clone()) / ranks()
+        return _reduced(gradient.clone()) / world_size()
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return _reduced(tangent.clone()) / ranks()
+        return _reduced(tangent.clone()) / world_size()
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BN over the batches of all ranks together, which have the same size; see `synchronise`.
+    """BN over the batches of all ranks together, which have the same size; see `convert_sync_batchnorm`.
 
     torch.nn.SyncBatchNorm runs on no CPU and has no forward mode, which the exact hypergradient needs.
     The statistics are of at least float32, the variance about the mean that is known then: E[x^2] - E[x]^2 in one
@@ -155,7 +156,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or ranks() == 1:
+        if not self.training or world_size() == 1:
             return self._after(super().forward(x))
         wide = x.float() if x.element_size() < 4 else x
         axes = [d for d in range(x.ndim) if d != 1]
@@ -163,7 +164,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         mean = _Mean.apply(wide.mean(axes))
         centred = wide - mean.view(shape)
         variance = _Mean.apply(centred.square().mean(axes))
-        self._remember(mean.detach(), variance.detach(), ranks() * x.numel() // x.shape[1])
+        self._remember(mean.detach(), variance.detach(), world_size() * x.numel() // x.shape[1])
         scale = (variance + self.eps).rsqrt()
         scale = scale if self.weight is None else scale * self.weight
         out = centred * scale.view(shape)
@@ -195,10 +196,12 @@ class SyncBatchNorm(nn.BatchNorm2d):
 KNOWN = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
 
 
-def synchronise(module: nn.Module) -> None:
+def convert_sync_batchnorm(module: nn.Module) -> None:
     """Make every BN in `module` a `SyncBatchNorm` where it stands: its keys stay, and whoever reads it by hooks."""
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             if type(part).forward not in KNOWN and type(part).__name__ not in ("BatchNormAct2d", "SyncBatchNormAct"):
                 raise UserError(f"--sync-bn: the {type(part).__name__} of this network has a forward of its own")
+            if is_parametrized(part):  # its class holds what its weight is made of
+                raise UserError("--sync-bn: a BN of this network is parametrised (torch.nn.utils.parametrize)")
             part.__class__ = SyncBatchNorm

@@ -52,7 +52,7 @@ class PlannedStep(Step):
 
     def why_eager(self) -> str | None:
         """Why this step cannot be captured, if it cannot; asked after a step was taken."""
-        return f"{parallel.ranks()} processes share the batch" if parallel.ranks() > 1 else None
+        return f"{parallel.world_size()} processes share the batch" if parallel.world_size() > 1 else None
 
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
         plan = self.plan(progress)

@@ -33,7 +33,7 @@ ELSEWHERE = (
 
 def check_folder(folder: Path, config: Config) -> None:
     """A `UserError` where the folder cannot be written, or holds a run, but for --resume of the same configuration."""
-    if not parallel.first():  # the first process sees to it
+    if not parallel.is_primary():  # the first process sees to it
         return
     check_writable(folder)
     there = (folder / "args.yaml").exists()

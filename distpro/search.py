@@ -21,7 +21,7 @@ def main() -> None:
         phases.prepare_teacher(job)
         process = phases.search(job)
     save_figure(process.plot(), job.folder / "process.svg")
-    if parallel.first():
+    if parallel.is_primary():
         print(json.dumps({"process": str(job.folder / "process.safetensors"), **process.facts}))
     parallel.end()
 

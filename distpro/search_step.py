@@ -162,7 +162,7 @@ class SearchStep(PlannedStep):
             # stages that lie before all that is trained have none
             reached = [source for source in sources if source.requires_grad]
             gradients = torch.autograd.grad(loss, [*parameters, *reached], allow_unused=True)
-        parallel.average(gradients[: len(parameters)])
+        parallel.all_reduce_mean(gradients[: len(parameters)])
         rest = iter(gradients[len(parameters) :])
         at_sources = tuple(next(rest) if source.requires_grad else None for source in sources)
         for parameter, gradient in zip(parameters, gradients, strict=False):
@@ -190,7 +190,7 @@ class SearchStep(PlannedStep):
                 output = self.stateless(self.theta, self.precision.layout(x_val))
                 val_loss = self.judge(output.logits, y_val)
             v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
-            parallel.average(v)
+            parallel.all_reduce_mean(v)
         direction = [
             torch.zeros_like(p) if g is None else g if share == 1 else g * share
             for g, p, share in zip(v, theta, plan.key, strict=True)
@@ -211,7 +211,7 @@ class SearchStep(PlannedStep):
                     h = finite_difference(
                         self.stateless, self.stateless_pathways, theta, phi, direction, x, taught, y, self.radius
                     )
-        parallel.average([h])  # of the mean loss: what a rank has at its maps is of the sum
+        parallel.all_reduce_mean([h])  # of the mean loss: what a rank has at its maps is of the sum
         gradient = through_normalisation(h, self.z, self.normalise, scale)
         most = plan.numbers[1].to(gradient.dtype)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient

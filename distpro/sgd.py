@@ -23,6 +23,7 @@ class SGD(torch.optim.SGD):
             return super().step(closure)
         assert closure is None, "a rate on the device goes with gradients that are there"
         for group in self.param_groups:
+            assert not any(group[name] for name in ("dampening", "maximize")), "not with a rate on the device"
             moved = [p for p in group["params"] if p.grad is not None]
             if not moved:
                 continue

@@ -9,6 +9,7 @@ A configuration is YAML:
     searches:                                         # then these, once a seed: `process: "@short"` or `"final:@short"`
       short: {search_epochs: 4}                       # with a seed of its own: once
     axes:                                             # every combination is a run; "@{pair}" names the label of an axis
+                                                      # (its flags are of the runs alone, not of what "@" names)
       method:                                         # a label, and the flags it stands for
         alone: {method: none}
         uniform: {method: distpro, process: uniform}

@@ -90,7 +90,7 @@ def train(config: Filled, command: str = "") -> dict[str, Any]:
         "compute_images_per_second": {row["method"]: round(row["compute_images_per_second"], 1) for row in rows},
         "waiting_for_data": {row["method"]: round(row["waiting"], 4) for row in rows},
         "search_seconds": round(sum(row["search_seconds"] for row in rows), 2),
-        "seconds": round(time.perf_counter() - started, 2),
+        "call_seconds": round(time.perf_counter() - started, 2),  # without those of an interrupted one before
         "output": str(job.folder),
     }
     with whole_file(job.folder / "result.json") as part:
@@ -103,12 +103,12 @@ def main() -> None:
     config = parse()
     if config.dry_run:
         check_folder(Job(config, Console(stderr=True)).folder, config)  # what goes to stdout is YAML alone
-        if parallel.first():
+        if parallel.is_primary():
             print(yaml.safe_dump(replace(config, dry_run=False).plain(), sort_keys=False), end="")
         parallel.end()
         return
     result = train(config, " ".join(["python -m distpro.train", *sys.argv[1:]]))
-    if parallel.first():
+    if parallel.is_primary():
         print(json.dumps(result))
     parallel.end()
 

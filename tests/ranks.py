@@ -24,8 +24,8 @@ class Doubles:
     """This process's share of a data set's batches, in float64."""
 
     def __init__(self, split, rows, augment):
-        loader = split.subset(range(rows)).loader(BATCH // parallel.ranks(), shuffle=True, augment=augment, seed=3)
-        self.loader = loader.shard(parallel.rank(), parallel.ranks())
+        loader = split.subset(range(rows)).loader(BATCH // parallel.world_size(), shuffle=True, augment=augment, seed=3)
+        self.loader = loader.shard(parallel.rank(), parallel.world_size())
 
     def __len__(self):
         return len(self.loader)
@@ -102,7 +102,7 @@ if __name__ == "__main__":
     parallel.begin(torch.device("cpu"))
     results = {name: searched(name) for name in ("exact", "finite-difference")}
     results |= {name: distilled(name) for name in ("none", "distpro", "reviewkd")}
-    if parallel.ranks() > 1:
+    if parallel.world_size() > 1:
         results |= {"ddp": wrapped(True), "step": wrapped(False), "of its own": of_its_own()}
     torch.save(results, sys.argv[1] + str(parallel.rank()))
     parallel.end()

@@ -108,6 +108,14 @@ def test_the_usual_forms_of_a_checkpoint_load(holder, prefix, teacher, tmp_path)
     assert same(net, teacher)
 
 
+def test_a_moving_average_is_taken_before_the_weights(teacher, tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(teacher).state_dict()  # as torchvision's scripts save it
+    torch.save({"model": create_model("resnet8", 5).state_dict(), "model_ema": averaged}, tmp_path / "c.pth")
+    net = create_model("resnet8", 5)
+    load_checkpoint(net, tmp_path / "c.pth")
+    assert same(net, teacher)
+
+
 def test_a_checkpoint_older_than_the_batch_count_loads(teacher, tmp_path):
     state = {key: value for key, value in teacher.state_dict().items() if "num_batches" not in key}
     torch.save(state, tmp_path / "old.pth")

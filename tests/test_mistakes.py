@@ -82,6 +82,7 @@ from distpro.search_step import HYPERGRADIENTS
             "reviewkd compares stage with stage: the teacher has 4",
         ),
         (["--config", "none.yaml"], "no configuration file 'none.yaml'"),
+        (["--config", "a.yaml", "--config=b.yaml"], "--config is given 2 times: expected one file"),
         (["--student", "no.such.module:net"], "--student no.such.module:net: No module named 'no'"),
         (["--student", "distpro.models:creat_model"], "has no 'creat_model'; did you mean 'create_model'?"),
         (

@@ -120,9 +120,9 @@ def test_a_process_that_dies_ends_the_job(tmp_path):
 
 def test_in_a_process_of_its_own_nothing_happens():
     x = torch.ones(3)
-    parallel.average([x, None])
-    assert parallel.total(x) is x
-    assert (parallel.rank(), parallel.ranks(), parallel.first(), parallel.said(7)) == (0, 1, True, 7)
+    parallel.all_reduce_mean([x, None])
+    assert parallel.all_reduce_sum(x) is x
+    assert (parallel.rank(), parallel.world_size(), parallel.is_primary(), parallel.broadcast(7)) == (0, 1, True, 7)
     assert parallel.begin(torch.device("cpu")) == torch.device("cpu")
     assert not torch.distributed.is_initialized()
 
@@ -132,7 +132,7 @@ def test_synchronised_normalisations_keep_the_keys(name):
     model = create_model(name, 10, 3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     expected = model.eval()(x := torch.randn(2, 3, 32, 32))
-    parallel.synchronise(model)
+    parallel.convert_sync_batchnorm(model)
     assert list(model.state_dict()) == list(before)
     assert any(isinstance(module, parallel.SyncBatchNorm) for module in model.modules())
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
@@ -152,8 +152,8 @@ def test_synchronised_over_two_that_hold_the_same(network, shape, monkeypatch):
     plain = network().double().train()
     x = torch.randn(shape, dtype=torch.float64)
     ours = copy.deepcopy(plain)
-    parallel.synchronise(ours)
-    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    parallel.convert_sync_batchnorm(ours)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
     monkeypatch.setattr(parallel._Mean, "apply", lambda x: x)
     torch.testing.assert_close(ours(x), plain(x), rtol=1e-9, atol=1e-9)
     means = [[b for name, b in model.named_buffers() if name.endswith("running_mean")] for model in (ours, plain)]
@@ -167,14 +167,18 @@ def test_a_normalisation_with_a_forward_of_its_own_is_refused():
             return 3 * super().forward(x)
 
     with pytest.raises(UserError, match="--sync-bn: the Louder of this network has a forward of its own"):
-        parallel.synchronise(nn.Sequential(Louder(3)))
+        parallel.convert_sync_batchnorm(nn.Sequential(Louder(3)))
+    with pytest.raises(UserError, match="--sync-bn: a BN of this network is parametrised"):
+        parallel.convert_sync_batchnorm(
+            nn.utils.parametrize.register_parametrization(nn.BatchNorm2d(3), "weight", nn.Softplus())
+        )
 
 
 def test_statistics_that_rest_are_not_moved(monkeypatch):
     bn = nn.BatchNorm2d(3)
-    parallel.synchronise(bn)
+    parallel.convert_sync_batchnorm(bn)
     bn.track_running_stats = False
-    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
     monkeypatch.setattr(parallel._Mean, "apply", lambda x: x)
     bn(1 + torch.randn(4, 3, 5, 5))
     assert not bn.running_mean.any()
@@ -184,8 +188,8 @@ def test_a_mean_far_above_the_deviation_costs_no_digits(monkeypatch):
     torch.manual_seed(0)
     bn, x = nn.BatchNorm2d(4), 10 + 0.01 * torch.randn(16, 4, 5, 5)
     want = copy.deepcopy(bn).double()(x.double())
-    parallel.synchronise(bn)
-    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    parallel.convert_sync_batchnorm(bn)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
     monkeypatch.setattr(parallel._Mean, "apply", lambda x: x)
     torch.testing.assert_close(bn(x).double(), want, rtol=0, atol=2e-3)  # it was 0.16 by E[x^2] - E[x]^2
 
@@ -194,7 +198,7 @@ def test_what_reads_a_normalisation_still_does():
     reader = Features(create_model("resnet8", 10, 1), (1, 8, 8), ["layer1.0.bn2", "layer2"])
     x = torch.randn(2, 1, 8, 8)
     expected = reader.eval()(x).maps
-    parallel.synchronise(reader)
+    parallel.convert_sync_batchnorm(reader)
     for ours, theirs in zip(reader(x).maps, expected, strict=True):
         assert torch.equal(ours, theirs)
     model = reader.model
@@ -204,7 +208,7 @@ def test_what_reads_a_normalisation_still_does():
 
 
 def test_a_nearly_constant_channel_has_no_negative_variance(monkeypatch):
-    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
     monkeypatch.setattr(parallel._Mean, "apply", lambda x: x)  # two ranks that hold the same
     bn = parallel.SyncBatchNorm(64, eps=1e-12)
     y = bn(12.7 + 1e-4 * torch.randn(32, 64, 8, 8))
@@ -226,6 +230,6 @@ def test_only_the_first_process_serialises_weights(tmp_path, monkeypatch):
 
     train()
     assert saved == ["checkpoint", "checkpoint", "weights"]
-    monkeypatch.setattr(parallel, "first", lambda: False)
+    monkeypatch.setattr(parallel, "is_primary", lambda: False)
     train()
     assert len(saved) == 3

@@ -19,8 +19,10 @@ from distpro.errors import UserError, nearest
 from distpro.files import whole_file
 from distpro.models.zoo import ZOO
 
-# Where the checkpoints of the common training scripts keep the weights, in the order tried.
-HOLDERS = ("model", "state_dict", "model_state_dict", "net", "student", "ema", "model_ema", "state_dict_ema", "params")
+# Where the checkpoints of the common training scripts keep the weights, in the order tried: as in timm, first their
+# moving average, whose accuracy such a script reports.
+HOLDERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "net", "student", "params")
+AVERAGED = "n_averaged"  # what torch's AveragedModel adds to the weights, as torchvision's scripts save them
 # Older torch did not count batches; `load_state_dict` starts such a count at the model's own.
 UNCOUNTED = ".num_batches_tracked"
 
@@ -30,7 +32,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
     The file is `.safetensors`, or a torch file (read with `weights_only=True`) with a state dict or a dict
     that has one under a usual name ("model", "state_dict", …). The prefixes that data-parallel and compiled
-    models add to the names are removed.
+    models add to the names are removed. Where it holds a moving average of the weights too, that is taken.
     Returns what else the file says in single values, such as {"epoch": 200, "best_acc": 66.41}.
     Raises UserError for a file that is missing, unreadable, unsafe or of another model.
     """
@@ -49,7 +51,7 @@ def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, str] | 
     every reader finds every name. Of the processes of a job the first one writes. A `UserError` where the file cannot
     be written.
     """
-    if not parallel.first():
+    if not parallel.is_primary():
         return
     state = {key: value.detach().cpu().contiguous().clone() for key, value in _unwrapped(model).state_dict().items()}
     with whole_file(path) as part:
@@ -133,7 +135,7 @@ def _single(content: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _bare_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    bare = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    bare = {key.replace("_orig_mod.", ""): value for key, value in state.items() if key != AVERAGED}
     while all(key.startswith("module.") for key in bare):
         bare = {key.removeprefix("module."): value for key, value in bare.items()}
     return bare

@@ -59,9 +59,7 @@ def create_model(
     """
     check_model(name)
     side, bare = _split(name)
-    build = None if side == "timm" else _builder(bare)
-    if build and not side and bare not in ZOO and _timm_knows(bare):
-        build = None
+    build = _ours(side, bare)
     if build:
         if pretrained:
             raise UserError(f"model '{name}' has no published weights here: train it, or load a checkpoint")
@@ -77,9 +75,9 @@ def check_model(name: str) -> None:
 
 
 def normalisation(name: str) -> tuple[RGB, RGB] | None:
-    """Mean and std of the pictures that timm's weights `name` were trained on; None where timm does not say."""
+    """Mean and std of the pictures that timm's network `name` is trained with; None where timm does not say."""
     side, bare = _split(name)
-    if side == "cifar" or not _timm_knows(bare):
+    if side == "cifar" or _ours(side, bare) or not _timm_knows(bare):
         return None
     import timm
 
@@ -121,6 +119,12 @@ def _builder(name: str) -> Builder | None:
     if wide:
         return partial(WideResNet, int(wide[1]), int(wide[2]))
     return {known.lower(): build for known, build in ZOO.items()}.get(name.lower())
+
+
+def _ours(side: str, bare: str) -> Builder | None:
+    """What makes the network if it is the zoo's and not timm's."""
+    build = None if side == "timm" else _builder(bare)
+    return None if build and not side and bare not in ZOO and _timm_knows(bare) else build
 
 
 def _timm_knows(name: str) -> bool:

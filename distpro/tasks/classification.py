@@ -49,7 +49,7 @@ class Classification:
                 loss = F.cross_entropy(logits, y, reduction="sum").double()
                 sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss])
                 count += len(y)  # on the host: moving it would wait for the device at every batch
-        *values, pictures = parallel.total(torch.cat([sums, sums.new_tensor([count])])).tolist()
+        *values, pictures = parallel.all_reduce_sum(torch.cat([sums, sums.new_tensor([count])])).tolist()
         if not pictures:
             raise ValueError("nothing to evaluate: the loader is empty")
         top1, top5, total = (value / pictures for value in values)
