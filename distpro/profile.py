@@ -149,10 +149,13 @@ def table_of(title: str, rows: dict[str, float], batch: int) -> Table:
 
 def main() -> None:
     """Profile the search step and the step of each method asked for; nothing is kept of what is trained."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--steps", type=int, default=5)
-    own.add_argument("--trace", type=Path)
+    own = argparse.ArgumentParser("python -m distpro.profile", add_help=False, allow_abbrev=False)
+    own.add_argument("--steps", type=int, default=5, help="Steps to measure, of each method (default: 5).")
+    own.add_argument("--trace", type=Path, help="Write a Chrome trace of them, FILE-METHOD.json.")
     flags, words = own.parse_known_args(sys.argv[1:])
+    if {"-h", "--help"} & set(words):
+        own.print_help()  # before the flags of a training, which end the program
+        print(flush=True)
     if flags.steps < 1:
         raise UserError(f"--steps must be 1 or more, got {flags.steps}")
     config = parse(words, "distpro.profile")

@@ -1,16 +1,20 @@
 """What the README says is so."""
 
+import csv
 import re
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
+from scipy.special import stdtrit
 
 from distpro.config import Config
 from distpro.flags import parse
 from distpro.sweep import Arguments
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -40,3 +44,58 @@ def test_every_flag_named_anywhere_is_one():
     known |= {"--help", "--steps", "--trace"}  # distpro.profile has the last two
     known |= {"--nproc-per-node", "--benchmark-only"}  # of torchrun, of pytest
     assert set(re.findall(r"--[a-z][a-z-]*", README)) <= known
+
+
+def measured(name, **labels):
+    """top-1 by seed of the rows of a CSV that have these labels."""
+    with (ROOT / "benchmarks/results" / name).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if labels.items() <= row.items()]
+    assert rows, labels
+    return {row["seed"]: float(row["top1"]) for row in rows}
+
+
+def mean(values, spread):
+    """As the tables have it; `spread` is "deviation" or "error" (of the mean)."""
+    values = list(values)
+    deviation = stdev(values)
+    return f"{fmean(values):.1f} ± {deviation if spread == 'deviation' else deviation / len(values) ** 0.5:.1f}"
+
+
+def difference(ours, theirs):
+    return [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+
+
+def table(title):
+    """The cells of the table whose head begins with `title`, a list a line."""
+    lines = README[README.index(f"| {title}") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.replace("*", "").strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("row", table("CIFAR-100, top-1"), ids=lambda row: row[0])
+def test_what_a_search_gains_is_what_was_measured(row):
+    pair, alone, *methods, over_uniform, over_reviewkd = row
+    networks = [re.sub(r" \(.*\)", "", network).lower().replace("-", "_") for network in pair.split(" -> ")]
+    name, labels = "pairs.csv", {"pair": "-".join(networks)}
+    if labels["pair"] == "resnet56-resnet20":
+        name, labels = "short.csv", {}
+    assert alone == f"{fmean(measured(name, **labels, method='alone').values()):.1f}"
+    found = []
+    for method, cell in zip(("uniform", "reviewkd", "searched by trials"), methods, strict=True):
+        told, weight = re.fullmatch(r"(.*) \((\d+)\)", cell).groups()
+        found.append(measured(name, **labels, method=method if weight == "4" else f"{method} {weight}"))
+        assert told == mean(found[-1].values(), "deviation")
+    uniform, reviewkd, searched = found
+    assert over_uniform == mean(difference(searched, uniform), "error")
+    assert over_reviewkd == mean(difference(searched, reviewkd), "error")
+
+
+def test_how_the_lead_shrinks_is_what_was_measured():
+    for line, method in zip(table("epochs (seeds)"), ("reviewkd 20", "uniform 20"), strict=True):
+        for epochs, cell in zip(("6", "12", "24"), line[1:], strict=True):
+            ours = measured("figure5-short.csv", method="searched by trials 6", epochs=epochs)
+            lead = difference(ours, measured("figure5-short.csv", method=method, epochs=epochs))
+            told = f"{fmean(lead):.1f}"
+            if len(lead) > 1:
+                half = stdtrit(len(lead) - 1, 0.975) * stdev(lead) / len(lead) ** 0.5
+                told += f" ({fmean(lead) - half:.1f} to {fmean(lead) + half:.1f})"
+            assert cell == told
