@@ -80,6 +80,12 @@ def test_the_command(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t-distpro.json", "t-search.json"]  # and no run folder
 
 
+def test_its_own_flags_are_in_the_help():
+    run = subprocess.run([sys.executable, "-m", "distpro.profile", "--help"], capture_output=True, text=True)
+    assert run.returncode == 0
+    assert {"--steps", "--trace", "--student"} <= set(run.stdout.split())
+
+
 def test_wrong_flags_earn_one_sentence(tmp_path):
     for flags, sentence in ((["--steps", "0"], "--steps must be 1 or more"), (["--studnt", "x"], "--student")):
         run = subprocess.run(
