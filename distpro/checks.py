@@ -1,4 +1,4 @@
-"""What the values of a configuration may be; all that can be told before data and networks are there."""
+"""Checks of a configuration that need neither data nor networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distpro import zoo
 from distpro.errors import UserError, flag, nearest
 from distpro.models import check_model, is_own
 
-Limit = tuple[str, Callable[[float], bool]]  # in words, and as a test that NaN fails
+Limit = tuple[str, Callable[[float], bool]]  # a description, and a predicate that is False for NaN
 
 COUNT: Limit = ("1 or more", lambda v: v >= 1)
 NOT_NEGATIVE: Limit = ("0 or more", lambda v: 0 <= v < math.inf)
@@ -49,9 +49,9 @@ LIMITS: dict[str, Limit] = {
 }
 
 
-# What a process learned online has no use for.
+# Options that --process online does not use.
 OFFLINE: tuple[str, ...] = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples", "trial_seeds")
-# What only one of the searches has a use for.
+# Options that only one of the searches uses.
 BY_GRADIENT: tuple[str, ...] = (
     "hypergradient",
     "normalisation",
@@ -62,13 +62,13 @@ BY_GRADIENT: tuple[str, ...] = (
     "literal_xi",
 )
 BY_TRIALS: tuple[str, ...] = ("trial_seeds",)
-USUAL = {"alpha_every": 1, "literal_xi": False}  # where the value that was left out is filled in
+USUAL = {"alpha_every": 1, "literal_xi": False}  # defaults that `fill` puts in place of None
 
-NO_FILES = ("search", "uniform", "online")  # processes that are no files
+NO_FILES = ("search", "uniform", "online")  # values of --process that are not files
 
 
 def check(told: Any, filled: Any) -> None:
-    """A `UserError` for the first thing that cannot be, in a `Config` as it was told and as it was filled in."""
+    """Raise a `UserError` for the first invalid value of a `Config`, `told` as given and `filled` by `fill`."""
     _limits(filled)
     for role in ("teacher", "student"):
         _network(getattr(filled, role))
@@ -96,7 +96,7 @@ def _limits(filled: Any) -> None:
 
 
 def _network(name: str) -> None:
-    """Whether there is one of this name; an own one is looked for when it is made."""
+    """Raise a `UserError` if there is no such network; a user's own is looked up when it is created."""
     if name.startswith(zoo.PREFIX):
         zoo.find("teacher", name)
     elif not is_own(name):
@@ -104,7 +104,7 @@ def _network(name: str) -> None:
 
 
 def _process(name: str) -> None:
-    """Whether it can be one; a file is looked for when it is read."""
+    """Raise a `UserError` if this is no process; files are looked up when they are read."""
     if name in NO_FILES or any(mark in name for mark in ":./") or Path(name).exists():
         return
     close = nearest(name, NO_FILES)
@@ -113,7 +113,7 @@ def _process(name: str) -> None:
 
 
 def _uses(told: Any, filled: Any) -> None:
-    """Whether the search that is chosen has a use for every option that was given."""
+    """Raise a `UserError` for an option that the chosen search does not use."""
     if filled.process == "online":
         names, why = OFFLINE, "is of a distillation whose process is known: not of --process online"
         if filled.search_by == "trials":

@@ -1,4 +1,4 @@
-"""One typed dataclass is the truth of a job: its flags, the keys of --config files, and the object in Python."""
+"""The configuration of a job in one typed dataclass: its flags, the keys of --config files, the object in Python."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from distpro.recipe import Recipe
 
 @dataclass(frozen=True)
 class Config:
-    """Distil a student from a teacher. Without a flag: digits, every method, in a few minutes on a CPU.
+    """Distil a student from a teacher. Without flags: digits, every method, in a few minutes on a CPU.
 
-    What is left out takes the value that suits the data set and the pair; `args.yaml` in the output folder says
-    which.
+    The defaults of many flags depend on the data set and the networks; `args.yaml` in the output folder has them.
     """
 
     # --- the pair
     teacher: str | None = None
-    """Network: of the CIFAR zoo (wrn_40_2), trained (zoo:cifar100/wrn_16_2, see `python -m distpro.zoo`), of timm
-    (resnet50, timm:vgg13), or your own (package.module:function)."""
+    """Network of the CIFAR zoo (wrn_40_2; trained: zoo:cifar100/wrn_16_2, see `python -m distpro.zoo`), of
+    timm (resnet50, timm:vgg13), or your own (package.module:function)."""
     teacher_checkpoint: Path | None = None
-    """Trained weights (.pth, .pt, .safetensors); without them the teacher is trained first."""
+    """Trained weights (.pth, .pt, .safetensors); without weights, the teacher is trained first."""
     teacher_pretrained: bool = False
-    """Take timm's published weights."""
+    """Use timm's pretrained weights."""
     teacher_layers: tuple[str, ...] = ()
-    """Submodules whose outputs are the teacher's stages; found by themselves for the zoo and timm."""
+    """Submodules whose outputs are the teacher's stages; found automatically for the zoo and timm."""
     teacher_epochs: int | None = None
-    """Epochs of the teacher, where it is trained here."""
+    """Epochs of the teacher, if it is trained or fine-tuned here."""
     student: str | None = None
-    """Network, named like the teacher."""
+    """Network, named as for --teacher."""
     student_layers: tuple[str, ...] = ()
     """Submodules whose outputs are the student's stages."""
 
@@ -49,153 +48,154 @@ class Config:
     data: Path | None = None
     """Folder of the data set."""
     image_size: int | None = None
-    """Side of the pictures in pixels; the data set's own by default."""
+    """Side of the images in pixels; default: the data set's."""
     size_schedule: tuple[int, ...] = ()
-    """Sides of the pictures in the distillation, which is divided evenly among them: 160 192 224. All else, top-1 too,
-    is at --image-size."""
+    """Image sizes in the distillation, for equal parts of its epochs: 160 192 224. Everything else, evaluation
+    included, uses --image-size."""
     mean: tuple[float, float, float] | None = None
-    """Of red, green and blue in 0 to 1, by which the pictures of a folder are normalised; what timm says of the
-    teacher, else ImageNet's."""
+    """Mean of the RGB channels, 0 to 1, for normalising the images of a folder; default: the teacher's in timm,
+    else ImageNet's."""
     std: tuple[float, float, float] | None = None
-    """The same, of the standard deviation."""
+    """Standard deviation of the RGB channels, likewise."""
     loader: Literal["dali", "torchvision", "synthetic"] | None = None
-    """What decodes the pictures of a folder; dali where it is installed (pip install 'distpro[dali]'). synthetic: one
-    batch of noise, no folder is read, to see what the networks alone cost."""
+    """Decoder for the images of a folder; default: dali if installed (pip install 'distpro[dali]'), else
+    torchvision. synthetic: one batch of noise instead of a folder, to measure the cost of the networks alone."""
     workers: int | None = None
-    """Processes (torchvision) or threads (dali) that decode pictures."""
+    """Worker processes (torchvision) or threads (dali) that decode images."""
     train_samples: int | None = None
-    """Train on so many of the training pictures only, the same share of every class."""
+    """Train on a class-stratified subset of this many training images."""
     eval_split: Literal["test", "validation"] = "test"
-    """Measure on the test pictures, or on a fifth of the training pictures, which is then not trained on."""
+    """Evaluate on the test images, or on a fifth of the training images, held out for it."""
 
     # --- the method
     method: str = "all"
-    """What the student learns from: none, kd, reviewkd or distpro; all: each in turn, and distpro with uniform weights
+    """Distillation method: none, kd, reviewkd or distpro; all: each in turn, and distpro with uniform weights
     as well."""
     process: str = "search"
-    """For distpro: search, uniform, online (learned in the distillation itself, no search before it), FILE (a saved
-    process), zoo:NAME (one of ours) or final:FILE (its last weights throughout)."""
+    """For distpro: search, uniform, online (learned during the distillation, without a search before it), FILE
+    (a saved process), zoo:NAME (an included one) or final:FILE (its last weights throughout)."""
     kd_weight: float | None = None
-    """Weight of the feature losses: of each stage in reviewkd; in distpro the weights of all pathways together sum to
-    it times their number. By default what is published for the pair, else 1, as suits 240 epochs; 6 with --recipe fast
-    on CIFAR."""
+    """Weight of the feature losses: of each stage in reviewkd; in distpro times the number of pathways, shared out
+    by the process. Default: 3 for digits, else the published value of the pair or 1, for 240 epochs; 6 with
+    --recipe fast on CIFAR."""
     warm_up: float = WARM_UP
-    """Share of the training over which feature losses grow to their full weight; 0 for none, as the paper has it."""
+    """Fraction of the training over which feature losses ramp up to full weight; 0 for none, as in the paper."""
     reviewkd_weight: float | None = None
-    """The same for reviewkd alone, where each method is to have its own best."""
+    """The --kd-weight of reviewkd, to give each method its own best value."""
     task_loss_weight: float = 0.1
-    """Weight of the cross-entropy in kd; the other methods have 1."""
+    """Weight of the cross-entropy in kd; 1 in the other methods."""
     distill_loss_weight: float = 0.9
-    """Weight of kd's divergence."""
+    """Weight of the KL divergence in kd."""
     temperature: float = 4.0
-    """Of kd."""
+    """Temperature of kd."""
     transforms: str | None = None
-    """Blocks between a student's and a teacher's map, one pathway for each letter. A: a linear 1x1. E: 1x1 and 3x3.
-    B, C: with an attention, and one or two 3x3. D: that of the authors' release. T: for tokens."""
+    """Blocks from a student's to a teacher's feature map, a pathway per letter. A: linear 1x1. E: 1x1, 3x3.
+    B, C: 1x1, attention, one or two 3x3. D: the authors' release. T: for tokens."""
     pathways: Literal["all", "review", "same"] | None = None
-    """all: every pair of stages; review: a student's stage as deep as the teacher's or deeper; same: equally deep."""
+    """Pairs of stages. all: every pair; review: the student's at least as deep as the teacher's; same: equally deep."""
     pooled: bool | None = None
-    """Read the pooled feature as a last stage, as the paper does on ImageNet."""
+    """Use the pooled feature as an additional last stage, as the paper does on ImageNet."""
     logit_pathways: tuple[Literal["KD", "DKD", "DIST", "LSKD"], ...] = ()
-    """Pathways from logits to logits beside those of features: KD, decoupled, DIST, KD of standardised logits."""
+    """Additional pathways between logits: KD, decoupled KD, DIST, KD of standardised logits."""
     distance: Literal["hcl", "l2", "l1"] = "hcl"
-    """Between two maps."""
+    """Distance between two feature maps."""
 
     # --- the training
     recipe: Literal["paper", "fast"] | None = None
-    """What flags are by default. paper: on CIFAR the paper's pathways and search, too; fast: for few epochs."""
+    """Set of default values. paper: on CIFAR, the paper's pathways and search; fast: for few epochs."""
     epochs: int | None = None
-    """Of the student; 3 for the digits, 240 for CIFAR, 100 for a folder."""
+    """Epochs of the student; default: 3 for digits, 240 for CIFAR, 100 for a folder."""
     max_steps: int | None = None
-    """End every training after so many steps, to see what it costs; the schedule stays that of the epochs."""
+    """Stop every training after this many steps, to estimate its cost; the schedule stays that of --epochs."""
     batch_size: int | None = None
-    """Pictures of a step, of all processes together; 16 for the digits, 128 for CIFAR, 256 for a folder."""
+    """Batch size over all processes; default: 16 for digits, 128 for CIFAR, 256 for a folder."""
     grad_accum_steps: int = 1
-    """Parts in which a batch of the distillation passes, for want of memory; a search by gradient takes it whole."""
+    """Micro-batches per step of the distillation, to save memory; a search by gradient takes whole batches."""
     sync_bn: bool = False
-    """Let BN see the batches of all processes together (torchrun)."""
+    """Compute BN statistics over the batches of all processes (torchrun)."""
     lr: float | None = None
-    """Learning rate at its highest."""
+    """Peak learning rate."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float | None = None
-    """Of SGD."""
+    """Weight decay of SGD."""
     nesterov: bool = True
-    """Nesterov's momentum."""
+    """Use Nesterov momentum."""
     norm_decay: bool | None = None
-    """Whether weight decay holds for biases and normalisations too."""
+    """Apply weight decay to biases and normalisations, too."""
     label_smoothing: float | None = None
-    """Of the cross-entropy."""
+    """Label smoothing of the cross-entropy."""
     ema: float | None = None
-    """Keep a moving average of the student with this decay, and let it be the result."""
+    """Decay of an exponential moving average of the student, which is then the result."""
     alternating_flip: bool = False
-    """CIFAR: flip each picture in every other epoch, so that any two show both sides, instead of at random."""
+    """CIFAR: flip each image in every other epoch instead of at random: two in a row show both sides."""
     sched: Literal["cosine", "step", "onecycle"] | None = None
-    """cosine to 0; onecycle: up for a fifth of the steps, then down to 0; step: a tenth after 5/8, 6/8 and
-    7/8 of the epochs (after 1/4, 2/4, 3/4 in the search)."""
+    """Learning rate. cosine: to 0; onecycle: up for a fifth of the steps, then down to 0; step: times 0.1 after
+    5/8, 6/8 and 7/8 of the epochs (1/4, 2/4 and 3/4 in a search by gradient)."""
 
     # --- the search
     search_epochs: int | None = None
-    """Epochs of the search; with trials, of each (4)."""
+    """Epochs of the search; in a search by trials, of each trial (4)."""
     search_samples: int | None = None
-    """Search with so many of the training pictures only, the same share of every class."""
+    """Search on a class-stratified subset of this many training images."""
     val_fraction: float | None = None
-    """Share of the training pictures that judge the process, and are not trained on meanwhile; 0.2, online 0.1."""
+    """Fraction of the training images held out to validate the process; default: 0.2, online 0.1."""
     search_by: Literal["gradient", "trials"] | None = None
-    """gradient: of the validation loss one step ahead (Eq. 4); trials: short trainings with some
-    kinds of pathways tell which to keep, 8 to 10 of them as a rule."""
+    """gradient: descend the validation loss one step ahead (Eq. 4); trials: short trainings with some kinds of
+    pathways, usually 8 to 10 of them, decide which to keep."""
     trial_seeds: int = 1
-    """With trials: how many trainings judge a choice; each lasts --search-epochs."""
+    """Trainings per choice in a search by trials, each of --search-epochs."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
     normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid"] = "biased-softmax"
-    """Of the raw weights (Table 7), in a search by gradient."""
+    """Normalisation of the raw weights (Table 7), in a search by gradient."""
     tau: float | None = None
-    """A pathway whose raw weight is at most this is dropped while distilling; 0.5, or that of the given process."""
+    """Drop pathways with a raw weight of at most this in the distillation; default: the given process's, or 0.5."""
     alpha_lr: float = 0.05
-    """Learning rate of the raw weights (Adam)."""
+    """Adam's learning rate for the raw weights."""
     alpha_first: bool = False
-    """Move the weights first and take the train step again with the new ones (Algorithm 1, literally)."""
+    """Update the raw weights first and take the train step again with the new ones (Algorithm 1, literally)."""
     alpha_every: int | None = None
-    """Move the weights at every N-th step only, N times as far; 1, online 4."""
+    """Update the raw weights only every N steps, with N times the learning rate; default: 1, online 4."""
     literal_xi: bool | None = None
-    """Leave the student's learning rate in the gradient that Adam sees (Eq. 4, literally); with --recipe paper."""
+    """Keep the student's learning rate in the gradient that Adam sees (Eq. 4, literally); set by --recipe paper."""
 
     # --- the run
     seed: int = 0
+    """Random seed."""
     device: str = "auto"
-    """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
     amp: bool = False
-    """Autocast the student and the transforms."""
+    """Run the student and the transforms under autocast."""
     amp_dtype: Literal["bfloat16"] = "bfloat16"
-    """Of --amp; it needs no loss scaling."""
+    """Type of --amp; bfloat16 needs no loss scaling."""
     channels_last: bool = False
-    """Keep maps in NHWC order in memory."""
+    """Use the channels_last (NHWC) memory format."""
     teacher_precision: Literal["float32", "bfloat16", "float16"] | None = None
-    """Run the teacher in this type, its BN folded into its convolutions; checked against float32 at the start."""
+    """Run the teacher in this type, with its BN folded; its accuracy is compared with float32 at the start."""
     compile: bool = False
-    """Compile the student and the transforms of a distillation (torch.compile); it takes a minute or more first."""
+    """Compile the student and the transforms of a distillation (torch.compile); takes a minute or more at first."""
     cuda_graphs: bool | None = None
-    """Replay whole steps as CUDA graphs; by default on a GPU, where the step can be captured."""
+    """Replay whole steps as CUDA graphs; default: on a GPU, if the step can be captured."""
     threads: int | None = None
-    """CPU threads; one for the digits, whose steps are too small to share."""
+    """CPU threads; default: one for digits, whose steps are too small for more."""
     output: Path | None = None
-    """Folder of the results; output/DATASET-STUDENT-TIME by default."""
+    """Folder of the results; default: output/DATASET-STUDENT-TIME."""
     resume: bool = False
-    """Go on with what --output holds."""
+    """Resume the run in --output."""
     dry_run: bool = False
-    """Check everything, print every value as it would be, and end."""
+    """Check everything, print every value, defaults included, and exit."""
     config: Path | None = None
     """YAML file whose keys are flags; flags on the command line win."""
 
     def plain(self) -> dict[str, Any]:
-        """Every value as YAML and JSON have it."""
+        """Return every value as a YAML and JSON type."""
         values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 class Filled(Config):
-    """A configuration of which nothing is left out that a job needs: what `fill` makes of a `Config`."""
+    """A `Config` with every value that a job needs, as returned by `fill`."""
 
     teacher: str
     teacher_epochs: int
@@ -216,7 +216,7 @@ class Filled(Config):
     literal_xi: bool
 
     def student_recipe(self, epochs: int | None = None) -> Recipe:
-        """How the student is trained."""
+        """Return the recipe of the student's training."""
         return Recipe(
             epochs or self.epochs,
             self.lr,
@@ -232,7 +232,7 @@ class Filled(Config):
         )
 
     def search_recipe(self) -> Recipe:
-        """The same in whole batches over the search's epochs, with the paper's decay at 1/4, 2/4, 3/4 if by steps."""
+        """Return that of a search by gradient: whole batches, no EMA, and for "step" the paper's 1/4, 2/4, 3/4."""
         return replace(
             self.student_recipe(self.search_epochs), decay_at=(0.25, 0.5, 0.75), grad_accum_steps=1, ema=None
         )
@@ -245,12 +245,12 @@ class Filled(Config):
         )
 
 
-# What the values of other flags are derived from, in this order.
+# Flags that the defaults of others are derived from, in this order.
 DECIDING = ("dataset", "recipe", "teacher", "teacher_pretrained", "student", "process", "search_by", "kd_weight")
 
 
 def fill(config: Config) -> Filled:
-    """The same configuration with every value that was left out filled in."""
+    """Return the configuration with its defaults filled in; raise a `UserError` if it is invalid."""
     config = _at_home(config)
     filled = _filled(config)
     check(config, filled)
@@ -258,7 +258,7 @@ def fill(config: Config) -> Filled:
 
 
 def told(filled: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a filled configuration, as `Config.plain` has them, that do not follow from the others."""
+    """Return the values of a filled configuration, as of `Config.plain`, that are not defaults given the others."""
     kept: dict[str, Any] = {}
     for name in DECIDING:
         if filled[name] != _filled(Config(**kept)).plain()[name]:
@@ -299,7 +299,7 @@ def _filled(config: Config) -> Filled:
 
 
 def _at_home(config: Config) -> Config:
-    """The same with ~ spelt out in every path; a shell does it in some places only, and YAML never."""
+    """Expand ~ in every path; a shell does so only in some places, and YAML never."""
     paths: dict[str, Any] = {k: v.expanduser() for k, v in vars(config).items() if isinstance(v, Path)}
     file = config.process.removeprefix("final:")
     if file.startswith("~"):

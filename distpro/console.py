@@ -1,4 +1,4 @@
-"""What a job says while it runs: bars in a terminal, plain lines elsewhere."""
+"""What a job prints while it runs: progress bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distpro.loop import Observer
 
 
 class Console(Observer):
-    """Progress of one training after the other, with rate and time left; sentences, warnings, the table."""
+    """Prints the progress of each training (rate, time left), messages, warnings and the table of results."""
 
     def __init__(self, stderr: bool = False) -> None:
         self.rich = RichConsole(highlight=False, stderr=stderr)
@@ -23,11 +23,11 @@ class Console(Observer):
         self.started = 0.0
 
     def say(self, sentence: str) -> None:
-        """One line."""
+        """Print a line."""
         self.rich.print(sentence, markup=False, soft_wrap=True)
 
     def warn(self, sentence: str) -> None:
-        """One line in red."""
+        """Print a warning in red."""
         self.rich.print(f"warning: {sentence}", style="bold red", markup=False, soft_wrap=True)
 
     def start(self, name: str, steps: int, done: int) -> None:
@@ -82,7 +82,7 @@ class Console(Observer):
         return (self.done - self.resumed) / elapsed if elapsed else 0.0
 
     def table(self, title: str, rows: Sequence[dict[str, Any]]) -> None:
-        """The results, one line a method."""
+        """Print the results, one row per method."""
         table = Table(title=title, title_justify="left")
         for heading in ("method", "top-1 %", "top-5 %", "vs alone", "img/s", "train s", "search s"):
             table.add_column(heading, justify="left" if heading == "method" else "right")

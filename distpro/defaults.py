@@ -1,4 +1,4 @@
-"""What suits a data set and a pair: the values of the flags that are left out."""
+"""Default values of flags, by data set and pair of networks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PAPER: dict[str, Any] = {
     "search_by": "gradient",
     "literal_xi": True,
 }
-# What won in its place where both were measured, on one pair with few pictures and epochs (RESULTS.md).
+# What was better where both were measured, on one pair with few images and epochs (RESULTS.md).
 FOUND: dict[str, Any] = {"transforms": "E", "pooled": True, "search_by": "trials", "literal_xi": False}
-TRIAL_EPOCHS = 4  # of one short training of a search by trials
+TRIAL_EPOCHS = 4  # of each trial of a search by trials
 
-# What suits a data set.
+# Defaults by data set.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {
         "teacher": "wrn_16_2",
@@ -42,7 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pooled": True,
         "threads": 1,
         "search_by": "gradient",
-        # each the best of 0.3, 1, 3, 6, 12 on a split of the training pictures, 5 seeds
+        # each the best of 0.3, 1, 3, 6, 12 on a split of the training images, 5 seeds
         "kd_weight": 3.0,
         "reviewkd_weight": 6.0,
     },
@@ -65,7 +65,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# A recipe for few epochs, over the data set's own.
+# A recipe for few epochs, which overrides the data set's defaults.
 FAST: dict[str, Any] = {
     "sched": "onecycle",
     "norm_decay": False,
@@ -73,11 +73,11 @@ FAST: dict[str, Any] = {
     **FOUND,
 }
 
-# The weights of the features in it, on CIFAR: of 2, 6, 20 and 60 best for the searched process on three pairs (level
-# with 2 on one) and for ReviewKD on two, where the third wants 20 (RESULTS.md); those below are for 240 epochs.
+# Its weights of the feature losses on CIFAR: of 2, 6, 20 and 60, the best for the searched process on three pairs
+# (level with 2 on one) and for ReviewKD on two; the third wants 20 (RESULTS.md). Those below are for 240 epochs.
 FAST_WEIGHTS = {"kd_weight": 6.0, "reviewkd_weight": 6.0}
 
-# kd_weight by teacher and student, as ReviewKD publishes it and DistPro takes it over.
+# kd_weight by teacher and student, as published by ReviewKD and adopted by DistPro.
 KD_WEIGHTS = {
     ("wrn_40_2", "wrn_16_2"): 5.0,
     ("wrn_40_2", "wrn_40_1"): 5.0,

@@ -1,4 +1,4 @@
-"""`python -m distpro.env`: the machine and the software as distpro sees them, for a report or a bug."""
+"""`python -m distpro.env`: the hardware and software as distpro sees them, for a bug report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Facts = dict[str, Any]
 
 
 def version(package: str) -> str | None:
-    """The installed version, without the cost of an import."""
+    """Return the installed version without importing the package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -30,7 +30,7 @@ def version(package: str) -> str | None:
 
 
 def lines_of(path: str) -> list[str]:
-    """The lines of a file of Linux's /proc; none elsewhere."""
+    """Return the lines of a file in Linux's /proc; none elsewhere."""
     try:
         return Path(path).read_text().splitlines()
     except OSError:
@@ -38,7 +38,7 @@ def lines_of(path: str) -> list[str]:
 
 
 def commit() -> str | None:
-    """The commit of the sources that run, with a + where they were changed since; None outside a repository."""
+    """Return the commit of the running sources, with a + if they were modified; None outside a repository."""
     source = Path(__file__).parent.parent
     if not (source / ".git").exists():
         return None
@@ -70,7 +70,7 @@ def cpu() -> Facts:
     fields = [line.partition(":") for line in lines_of("/proc/cpuinfo")]
     info = {key.strip().lower(): value.strip() for key, _, value in reversed(fields)}  # the first core's
     flags = set((info.get("flags") or info.get("features") or "").split())
-    # The OpenMP runtimes in this process: more than one means as many pools of threads.
+    # The OpenMP runtimes in this process: each has its own thread pool.
     mapped = "\n".join(lines_of("/proc/self/maps"))
     return {
         "model": info.get("model name") or platform.processor() or platform.machine(),
@@ -96,7 +96,7 @@ def cuda() -> Facts:
 
 
 def device_name(device: Any) -> str:
-    """What a `torch.device` is called: its model, and on a CPU how many threads are used."""
+    """Return the model of a `torch.device`, and on a CPU the number of threads."""
     import torch
 
     if device.type == "cuda":
@@ -106,7 +106,7 @@ def device_name(device: Any) -> str:
 
 
 def find_device(name: str) -> Any:
-    """The `torch.device` of a name, which can be used; "auto" is a GPU where there is one."""
+    """Return the `torch.device` of a name ("auto": a GPU if there is one); raise a `UserError` if it is unusable."""
     import torch
 
     from distpro import parallel
@@ -123,7 +123,7 @@ def find_device(name: str) -> Any:
 
 
 def native() -> Facts:
-    """Built with what, loaded or not and why; with a GPU also whether its kernels fit each device."""
+    """Return how the native layer was built, or why it is not loaded, and whether its kernels fit each GPU."""
     import torch
 
     try:
@@ -151,7 +151,7 @@ def variables() -> Facts:
 
 
 def collect() -> dict[str, Facts]:
-    """All sections; the native layer before the CPU, whose OpenMP line shows what is then loaded."""
+    """Return all sections; the native layer is loaded first, so that the CPU's OpenMP line includes it."""
     loaded = native()
     return {"software": software(), "cpu": cpu(), "cuda": cuda(), "native": loaded, "variables": variables()}
 

@@ -1,4 +1,4 @@
-"""Mistakes of the user: one clear sentence each, and exit code 2."""
+"""User errors: one clear sentence each, and exit code 2."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 
-FIRST_SPEAKS = 10.0  # seconds in which torchrun ends the other processes, so that a mistake is told once
+FIRST_SPEAKS = 10.0  # seconds for torchrun to end the ranks other than 0, so that an error is printed once
 
 
 class UserError(Exception):
-    """Something the user gave is wrong: the message says what, what was expected, and the nearest valid choice."""
+    """Invalid input: the message says what is wrong, what was expected, and the nearest valid choice."""
 
 
 def nearest(name: str, choices: Iterable[str], most: int = 3) -> list[str]:
-    """The valid names most like `name`, best first; letter case does not count."""
+    """Return the valid names most similar to `name`, best first, ignoring case."""
     known = {choice.lower(): choice for choice in choices}
     return [known[hit] for hit in difflib.get_close_matches(name.lower(), known, n=most, cutoff=0.5)]
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`: names the nearest ones, or lists a few of all.
+    """Return the error for a name that is not in `choices`, which suggests the nearest ones or lists a few of all.
 
     Equivalent to: UserError("unknown dataset 'cifar10O': did you mean 'cifar100' or 'cifar10'?")
     """
@@ -38,19 +38,19 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
 
 
 def flag(name: str) -> str:
-    """The flag of a configuration's value: `kd_weight` is --kd-weight."""
+    """Return the flag of a field of the configuration: --kd-weight for `kd_weight`."""
     return "--" + name.replace("_", "-")
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2, Ctrl-C one and 130."""
-    # torch's own forward mode scripts its formulas, and torch warns of that
+    """Run a command's `main`; print one line to standard error for a `UserError` (exit code 2) or Ctrl-C (130)."""
+    # torch warns of its own forward-mode formulas, which are scripted
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more, and complains
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails to flush at exit
         sys.exit(1)
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distpro.errors import UserError
 
 
 def check_writable(folder: Path) -> None:
-    """A `UserError` where no such folder could be made, or nothing be written to it; nothing is made."""
+    """Raise a `UserError` if the folder cannot be created or written to; nothing is created."""
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path("/"))
     if not there.is_dir():
         raise UserError(f"cannot write to '{folder}': '{there}' is a file")
@@ -26,11 +26,10 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` once the block ends without error.
+    """Yield a temporary path beside `path` to write to, which replaces `path` if the block ends without an error.
 
-    A reader, or a job killed in between, finds the old file or the new one, never half of one. Of the processes of a
-    job the first one's file stays; the others write to a path of no consequence. A `UserError` where it cannot be
-    written.
+    Readers, even after a crash, see the old file or the new one, never a partial one. Only rank 0's file is kept;
+    other ranks write to a temporary folder. Raise a `UserError` if the file cannot be written.
     """
     if not parallel.is_primary():
         with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +48,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
-    except (RuntimeError, SafetensorError) as error:  # what torch.save and safetensors make of a full disk
+    except (RuntimeError, SafetensorError) as error:  # what torch.save and safetensors raise on a full disk
         free, reason = shutil.disk_usage(path.parent).free // 2**20, str(error).partition("\n")[0]
         raise UserError(f"cannot write '{path}', where {free} MB are free: {reason}") from error
     finally:

@@ -1,4 +1,4 @@
-"""The configuration as flags of a command line, and as keys of --config files: one parser for both."""
+"""The configuration as command-line flags and as keys of --config files, with one parser for both."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from distpro.errors import UserError, flag, unknown
 
 
 def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Filled:
-    """The configuration of a command line: flags over the --config file's keys over the defaults of the data set.
+    """Parse a command line: its flags override the keys of the --config file, which override the defaults.
 
-    Unknown flags and values end the program with exit code 2 and the nearest valid ones, as tyro words it.
+    Unknown flags and values end the program with exit code 2 and tyro's suggestion of the nearest valid ones.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     file = _config_file(words)
@@ -26,18 +26,18 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
         values = _values(file)
         given = {word.partition("=")[0] for word in words}
         if values.keys() >= {field.name for field in fields(Config)} and given & set(map(flag, DECIDING)):
-            values = told(values)  # of a run's args.yaml: what followed from another pair or recipe is derived anew
+            values = told(values)  # a run's args.yaml: defaults that depend on these flags are derived anew
         words = [*as_flags(values, str(file)), *words]
     config = tyro.cli(Config, prog=f"python -m {program}", args=_capital(words))
     if config.dry_run and program != "distpro.train":
         raise UserError(f"--dry-run is of distpro.train, not of {program}")
-    if program == "distpro.search":  # whatever a file for training says: no other method has to fit the pair
+    if program == "distpro.search":  # whatever a training's file says: no other method has to fit the pair
         config = replace(config, method="distpro", process="search")
     return fill(config)
 
 
 def _capital(words: Sequence[str]) -> list[str]:
-    """`--pooled true` as Python has it."""
+    """Capitalise the values of optional booleans, as tyro expects: `--pooled True`."""
     optional = {flag(field.name) for field in fields(Config) if field.type == "bool | None"}
     pairs = zip(["", *words], words, strict=False)
     return [word.capitalize() if word in ("true", "false") and before in optional else word for before, word in pairs]
@@ -52,7 +52,7 @@ def _config_file(words: Sequence[str]) -> Path | None:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file."""
+    """Read the keys and values of a YAML file."""
     if not path.is_file():
         raise UserError(f"no configuration file '{path}'")
     try:
@@ -65,9 +65,9 @@ def _values(path: Path) -> dict[str, Any]:
 
 
 def as_flags(values: Mapping[str, Any], where: str) -> list[str]:
-    """Values by name as words of a command line, so that one parser checks both.
+    """Return values by name as words of a command line, so that one parser checks both.
 
-    where: they were read, for the error about an unknown name.
+    where: the source of the values, for error messages.
     """
     words: list[str] = []
     known = {field.name: field for field in fields(Config)}

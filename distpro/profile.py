@@ -1,6 +1,6 @@
 """Where the time of a training step goes: `python -m distpro.profile`, with the flags of `python -m distpro.train`.
 
-Steps run without CUDA graphs, inside which no part can be told from another.
+Steps run without CUDA graphs, whose parts cannot be told apart.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from distpro.flags import parse
 from distpro.job import Job
 from distpro.phases import run_method, search
 
-SKIPPED = 3  # steps before anything is measured
-FORWARD = ("student", "transforms", "losses")  # what a backward is the backward of
+SKIPPED = 3  # steps before measuring
+FORWARD = ("student", "transforms", "losses")  # whose backwards are told apart
 PARTS = ("data", "teacher", *FORWARD, "backward", "validation", "hypergradient", "optimizer")
-USER_SCOPE = 7  # RecordScope::USER_SCOPE: a range of our own, not an operator of the same name
+USER_SCOPE = 7  # RecordScope::USER_SCOPE: a record_function range, not an operator of the same name
 ENGINE = "autograd::engine::evaluate_function"
 
 
 class Enough(Exception):
-    """All steps were seen."""
+    """All steps were measured."""
 
 
 class Probe(Console):
-    """Lets a training run until it has been timed for some steps and profiled for as many more, then breaks it off."""
+    """Stops a training after timing some steps and profiling as many more."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Probe(Console):
         self.profiler = profile(activities=kinds)
 
     def say(self, sentence: str) -> None:
-        """The table is all there is to say."""
+        """Print only the table."""
 
     def start(self, name: str, steps: int, done: int) -> None:
         least = SKIPPED + 2 * self.wanted
@@ -61,7 +61,7 @@ class Probe(Console):
         self.seen, self.seconds = 0, []
 
     def epoch(self, row: dict[str, float]) -> None:
-        """Nothing to say of an epoch."""
+        """Print nothing."""
 
     def advance(self) -> None:
         if self.device.type == "cuda":
@@ -80,20 +80,20 @@ class Probe(Console):
 
 
 def rows_of(events: Any, wall: float, device_time: bool = False) -> dict[str, float]:
-    """Seconds of each part out of a profile of `wall` seconds; "other" is what no part accounts for.
+    """Return the seconds of each part of a profile of `wall` seconds; "other" is what no part accounts for.
 
-    A backward is told apart by what it is the backward of: an autograd node carries the sequence number of the
-    forward operator that made it. On a GPU a part's time is that of its kernels, and "other" is the device's idling.
+    Backward time is attributed to the parts of the forward: an autograd node has the sequence number of the operator
+    that created it. On a GPU a part's time is that of its kernels, and "other" is the device's idle time.
     """
     attribute = "device_time_total" if device_time else "cpu_time_total"
     ranges = _ranges(events)
     rows: Counter[str] = Counter()
     for event in ranges:
         rows[event.name] += getattr(event, attribute)
-    rows["losses"] -= rows["transforms"]  # which lie inside them
+    rows["losses"] -= rows["transforms"]  # nested inside
 
     def inside(event: Any, names: tuple[str, ...]) -> str | None:
-        """The innermost of the named parts that an event began in."""
+        """Return the innermost of the named parts that an event began in."""
         at = event.time_range.start
         found = [e for e in ranges if e.name in names and e.time_range.start <= at <= e.time_range.end]
         return max(found, key=lambda e: e.time_range.start).name if found else None
@@ -123,7 +123,7 @@ def _ranges(events: Any) -> list[Any]:
 
 
 def measure(probe: Probe, run: Callable[[], Any]) -> dict[str, float]:
-    """Milliseconds of a step by part: shares of the profiled steps, of the median time of the steps before them."""
+    """Return milliseconds per step by part: the parts' shares when profiled, times the median step without profiler."""
     with contextlib.suppress(Enough):
         run()
     events = probe.profiler.events()
@@ -148,7 +148,7 @@ def table_of(title: str, rows: dict[str, float], batch: int) -> Table:
 
 
 def main() -> None:
-    """Profile the search step and the step of each method asked for; nothing is kept of what is trained."""
+    """Profile the step of the search and of each method; all trained weights are discarded."""
     own = argparse.ArgumentParser("python -m distpro.profile", add_help=False, allow_abbrev=False)
     own.add_argument("--steps", type=int, default=5, help="Steps to measure, of each method (default: 5).")
     own.add_argument("--trace", type=Path, help="Write a Chrome trace of them, FILE-METHOD.json.")

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was begun with, and the history it leaves."""
+"""The folder of a run: its configuration and its history."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distpro.config import Config
 from distpro.errors import UserError
 from distpro.files import check_writable, whole_file
 
-# Where and how fast a run is, not what it is.
+# Flags for where and how fast a run executes, which do not change what it computes.
 ELSEWHERE = (
     "resume",
     "dry_run",
@@ -32,8 +32,8 @@ ELSEWHERE = (
 
 
 def check_folder(folder: Path, config: Config) -> None:
-    """A `UserError` where the folder cannot be written, or holds a run, but for --resume of the same configuration."""
-    if not parallel.is_primary():  # the first process sees to it
+    """Raise a `UserError` if the folder is not writable or holds a run, except to --resume the same configuration."""
+    if not parallel.is_primary():
         return
     check_writable(folder)
     there = (folder / "args.yaml").exists()
@@ -44,17 +44,17 @@ def check_folder(folder: Path, config: Config) -> None:
 
 
 def open_folder(folder: Path, config: Config) -> None:
-    """Make the run folder, unless `check_folder` refuses it."""
+    """Create the run folder, unless `check_folder` refuses it."""
     check_folder(folder, config)
     with whole_file(folder / "args.yaml") as part:
         part.write_text(yaml.safe_dump(replace(config, resume=False).plain(), sort_keys=False))
 
 
 def same_run(folder: Path, config: Config) -> None:
-    """A `UserError` where the run in `folder` was begun with flags, of those that change results, unlike these."""
+    """Raise a `UserError` if a flag that changes results differs from that of the run in `folder`."""
     theirs = yaml.safe_load((folder / "args.yaml").read_text()) or {}
     for name, value in config.plain().items():
-        # a flag that is newer than the run is none
+        # flags newer than the run are ignored
         if name in theirs and name not in ELSEWHERE and theirs[name] != value:
             raise UserError(
                 f"'{folder}' was begun with {name} = {theirs[name]}, not {value}: "
@@ -64,7 +64,7 @@ def same_run(folder: Path, config: Config) -> None:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Ctrl-C in here says how to go on with what the folder holds."""
+    """Let Ctrl-C print how to resume the run in the folder."""
     try:
         yield
     except KeyboardInterrupt:
@@ -72,7 +72,7 @@ def resumable(folder: Path) -> Iterator[None]:
 
 
 def write_summary(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """`summary.csv`: one line an epoch of every method."""
+    """Write `summary.csv`, one line per epoch of every method."""
     lines = [{"method": row["method"], **epoch} for row in rows for epoch in row["history"]]
     names = list(dict.fromkeys(name for line in lines for name in line))
     with whole_file(folder / "summary.csv") as part, part.open("w", newline="") as file:

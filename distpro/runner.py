@@ -1,4 +1,4 @@
-"""The runs of a sweep: processes, as many at once as there are places for them."""
+"""The runs of a sweep as subprocesses, several at once."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Flags = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One process: a teacher, a search, or a cell of the grid."""
+    """One subprocess: a teacher, a search, or a cell of the grid."""
 
     module: str  # distpro.train or distpro.search
-    labels: dict[str, Any]  # its place in the grid; empty for what is only needed by others
+    labels: dict[str, Any]  # its place in the grid; empty if only other runs need it
     flags: Flags
     folder: Path
     needs: tuple[Path, ...] = ()  # folders of the runs that must be done before
@@ -39,7 +39,7 @@ class Run:
 
     @property
     def result(self) -> Path:
-        """The file that is there once the run is done, and not before."""
+        """The file that exists once the run is done, and not before."""
         return self.folder / ("result.json" if self.module == "distpro.train" else "process.safetensors")
 
     def words(self) -> list[str]:
@@ -50,10 +50,10 @@ class Run:
 
 
 class Runner:
-    """Works through the runs with as many processes at once as there are places."""
+    """Executes the runs, as many at once as there are `places`."""
 
     def __init__(self, runs: Iterable[Run], places: list[dict[str, str]], say: Any = print) -> None:
-        self.runs = sorted(runs, key=lambda run: bool(run.labels))  # first what others wait for
+        self.runs = sorted(runs, key=lambda run: bool(run.labels))  # first those that others need
         self.places, self.say = places, say
         self.waiting = [run for run in self.runs if not run.result.is_file()]
         self.done = {run.folder for run in self.runs if run.result.is_file()}
@@ -63,7 +63,7 @@ class Runner:
         self.stopped = False
 
     def __call__(self) -> list[Run]:
-        """Run what is not done yet and give what failed; a signal ends the children first."""
+        """Execute the runs that are not done and return those that failed; a signal terminates the subprocesses."""
         if self.done:
             self.say(f"{len(self.done)} of {len(self.runs)} runs were done before")
         before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -86,7 +86,7 @@ class Runner:
             child.terminate()
 
     def _next(self) -> Run | None:
-        """A run whose needs are done; waits while others may still make one ready. None: nothing is left."""
+        """Wait for a run whose needs are done and return it; None if nothing is left."""
         with self.lock:
             while self.waiting and not self.stopped:
                 for run in self.waiting:
@@ -114,7 +114,7 @@ class Runner:
                     [sys.executable, "-m", run.module, *words], stdout=log, stderr=log, env={**os.environ, **place}
                 )
                 self.children.add(child)
-                if self.stopped:  # the signal came before this one was there to be ended
+                if self.stopped:  # the signal came before this child was registered
                     child.terminate()
                 code = child.wait()
                 self.children.discard(child)
@@ -139,7 +139,7 @@ def _told(run: Run) -> str:
 
 
 def places(jobs: int | None) -> list[dict[str, str]]:
-    """The environment of each process that runs at the same time: its GPU, or its share of the CPU's cores."""
+    """Return the environment of each concurrent subprocess: its GPU, or its share of the CPU's cores."""
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be 1 or more, got {jobs}")
     gpus = torch.cuda.device_count()

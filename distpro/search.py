@@ -1,4 +1,4 @@
-"""`python -m distpro.search`: phase 1 alone."""
+"""`python -m distpro.search`: the search (phase 1) alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distpro.run_folder import open_folder, resumable
 
 
 def main() -> None:
-    """The command: teacher and search, in the run folder of `python -m distpro.train`, and a picture of the process."""
+    """Prepare the teacher, search a process and plot it, in a run folder like that of `python -m distpro.train`."""
     job = Job(parse(program="distpro.search"), Console())
     open_folder(job.folder, job.config)
     with resumable(job.folder):

@@ -1,22 +1,22 @@
-"""`python -m distpro.sweep CONFIG`: a grid of runs, each resumable, one table and one CSV of all of them.
+"""`python -m distpro.sweep CONFIG`: a grid of resumable runs, with one table and one CSV of their results.
 
 A configuration is YAML:
 
-    title: what is asked
+    title: the heading of the table
     flags: {dataset: cifar100, epochs: 10}            # of `distpro.train`, for every run
-    teachers:                                         # trained first, once: `teacher_checkpoint: "@big"`
+    teachers:                                         # trained first, once; use as `teacher_checkpoint: "@big"`
       big: {student: wrn_40_2, method: none}
-    searches:                                         # then these, once a seed: `process: "@short"` or `"final:@short"`
-      short: {search_epochs: 4}                       # with a seed of its own: once
-    axes:                                             # every combination is a run; "@{pair}" names the label of an axis
-                                                      # (its flags are of the runs alone, not of what "@" names)
-      method:                                         # a label, and the flags it stands for
+    searches:                                         # then, once per seed; as `process: "@short"` or "final:@short"
+      short: {search_epochs: 4}                       # (once in all if it sets a seed of its own)
+    axes:                                             # every combination is a run; "@{pair}": the label on axis "pair"
+                                                      # (an axis's flags do not apply to teachers and searches)
+      method:                                         # labels, and the flags they stand for
         alone: {method: none}
         uniform: {method: distpro, process: uniform}
         searched: {method: distpro, process: "@short"}
-      epochs: [10, 20]                                # or the values of the flag of that name
+      epochs: [10, 20]                                # or values of the flag of that name
     seeds: [0, 1, 2]
-    compare: [[searched, uniform]]                    # of the axis "method": paired differences below the table
+    compare: [[searched, uniform]]                    # on axis "method": paired differences, below the table
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NOWHERE: Flags = {"data": None, "teacher_checkpoint": None}  # paths that mean n
 
 @dataclass
 class Sweep:
-    """What a configuration asks for; making one checks every flag of every run."""
+    """The runs that a configuration asks for; `check` checks their flags."""
 
     config: Path
     output: Path
@@ -56,7 +56,7 @@ class Sweep:
 
     @classmethod
     def read(cls, config: Path, output: Path | None = None) -> Sweep:
-        """From a YAML file; a `UserError` names what is wrong in it."""
+        """Read a YAML file; raise a `UserError` that names what is wrong in it."""
         if not config.is_file():
             raise UserError(f"no sweep configuration '{config}'")
         try:
@@ -100,7 +100,7 @@ class Sweep:
         return sweep
 
     def _add(self, module: str, labels: dict[str, Any], flags: Flags, folder: Path, first: Mapping) -> None:
-        """This run, and before it those it refers to with "@NAME"."""
+        """Add this run, and before it those it refers to with "@NAME"."""
         for run in self.runs:
             if run.folder != folder:
                 continue
@@ -130,7 +130,7 @@ class Sweep:
         self.runs.append(Run(module, labels, flags, folder, tuple(needs)))
 
     def check(self) -> None:
-        """Every flag of every run, and that a folder that is there holds this run and no other."""
+        """Check every flag of every run, and that an existing folder holds this run and no other."""
         for run in self.runs:
             config = run.config()
             if run.labels and config.method == "all":
@@ -139,7 +139,7 @@ class Sweep:
                 same_run(run.folder, config)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a finished run of the grid, as the CSV has them."""
+        """Return one row per finished run of the grid, for the table and the CSV."""
         rows = []
         for run in self.runs:
             if not run.labels or not run.result.is_file():
@@ -167,7 +167,7 @@ class Sweep:
 
 
 def _labelled(axis: str, values: Any) -> dict[Any, Flags]:
-    """An axis as labels and what each stands for; a plain list holds values of the flag of that name."""
+    """Return an axis's labels and their flags; a plain list holds values of the flag of that name."""
     if isinstance(values, dict) and values and all(isinstance(v, dict) for v in values.values()):
         return values
     if isinstance(values, list) and values:
@@ -176,7 +176,7 @@ def _labelled(axis: str, values: Any) -> dict[Any, Flags]:
 
 
 def _placed(value: Any, place: Mapping[str, Any]) -> Any:
-    """A flag's text with the labels of its run in it: "@{pair}" is "@wrn_40_2-wrn_16_2"."""
+    """Substitute a run's labels in a flag's text: "@{pair}" becomes "@wrn_40_2-wrn_16_2"."""
     for axis, label in place.items() if isinstance(value, str) else ():
         value = value.replace("{" + axis + "}", str(label))
     return value
@@ -188,20 +188,20 @@ def _slug(label: Any) -> str:
 
 @dataclass(frozen=True)
 class Arguments:
-    """A grid of runs of distpro.train, one after another or one a GPU; what is done is not done again."""
+    """Run a grid of distpro.train, one run at a time or one per GPU; finished runs are not repeated."""
 
     config: tyro.conf.Positional[Path]
-    """YAML file; configs/ has ready ones, and `distpro/sweep.py` says what it holds."""
+    """YAML file; see configs/ for ready ones, and `distpro/sweep.py` for the format."""
     output: Path | None = None
-    """Folder of the runs; output/sweep-NAME by default."""
+    """Folder of the runs; default: output/sweep-NAME."""
     table: bool = False
-    """Print the table of what is done, and run nothing."""
+    """Print the table of the finished runs, and run nothing."""
     csv: Path | None = None
     """With --table: read this file instead of the runs' own results."""
     figure: Path | None = None
-    """Draw accuracy against training cost into this file (.svg, .png)."""
+    """Plot accuracy against training cost into this file (.svg, .png)."""
     jobs: int | None = None
-    """Runs at once; one a GPU by default, or one."""
+    """Concurrent runs; default: one per GPU, or one without a GPU."""
     data: Path | None = None
     """Folder of the data set, for every run."""
     teacher_checkpoint: Path | None = None
@@ -209,12 +209,11 @@ class Arguments:
 
 
 def main() -> None:
-    """The command."""
     arguments = tyro.cli(Arguments, prog="python -m distpro.sweep")
     if arguments.csv is not None and not arguments.table:
         raise UserError("--csv is read by --table only")
     if arguments.figure is not None:
-        figure_format(arguments.figure)  # a mistake is told now, not after hours
+        figure_format(arguments.figure)  # fail now, not after hours
     sweep = Sweep.read(arguments.config, arguments.output)
     here = {"data": arguments.data, "teacher_checkpoint": arguments.teacher_checkpoint}
     sweep.runs = [replace(run, flags=_elsewhere(run.flags, here)) for run in sweep.runs]
@@ -234,7 +233,7 @@ def main() -> None:
 
 
 def _elsewhere(flags: Flags, here: Mapping[str, Path | None]) -> Flags:
-    """The flags with the paths of this machine, where they are given."""
+    """Return the flags with the paths given for this machine."""
     wanted = {"data"} | set(flags)
     return {**flags, **{name: str(path) for name, path in here.items() if path is not None and name in wanted}}
 

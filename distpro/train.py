@@ -1,4 +1,4 @@
-"""`python -m distpro.train`: the main job."""
+"""`python -m distpro.train`: the main command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from distpro.run_folder import check_folder, open_folder, resumable, write_summa
 
 
 def train(config: Filled, command: str = "") -> dict[str, Any]:
-    """Run the job; gives what the last line of the command prints."""
+    """Run the job and return the results, which the command prints last."""
     started = time.perf_counter()
     console = Console()
     job = Job(config, console)
@@ -43,7 +43,7 @@ def train(config: Filled, command: str = "") -> dict[str, Any]:
             process = phases.search(job)
         for method in job.methods:
             row = phases.run_method(job, method, process if method == "distpro" else None)
-            process = row.pop("process") or process  # online, it is known only now
+            process = row.pop("process") or process  # an online one is known only now
             rows.append(row)
             write_summary(job.folder, rows)
 
@@ -90,7 +90,7 @@ def train(config: Filled, command: str = "") -> dict[str, Any]:
         "compute_images_per_second": {row["method"]: round(row["compute_images_per_second"], 1) for row in rows},
         "waiting_for_data": {row["method"]: round(row["waiting"], 4) for row in rows},
         "search_seconds": round(sum(row["search_seconds"] for row in rows), 2),
-        "call_seconds": round(time.perf_counter() - started, 2),  # without those of an interrupted one before
+        "call_seconds": round(time.perf_counter() - started, 2),  # of this call alone, if a run was resumed
         "output": str(job.folder),
     }
     with whole_file(job.folder / "result.json") as part:
@@ -99,10 +99,9 @@ def train(config: Filled, command: str = "") -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command."""
     config = parse()
     if config.dry_run:
-        check_folder(Job(config, Console(stderr=True)).folder, config)  # what goes to stdout is YAML alone
+        check_folder(Job(config, Console(stderr=True)).folder, config)  # stdout gets the YAML alone
         if parallel.is_primary():
             print(yaml.safe_dump(replace(config, dry_run=False).plain(), sort_keys=False), end="")
         parallel.end()
