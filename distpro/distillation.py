@@ -22,10 +22,10 @@ from distpro.tasks import after_epochs
 
 
 class Average(nn.Module):
-    """A network whose weights and buffers follow another's: each step decay * its own + (1 - decay) * the other's.
+    """An exponential moving average of a network's weights and buffers: decay * average + (1 - decay) * network.
 
-    The first step copies. Unlike timm's ModelEmaV3 it moves each tensor once, whatever number of names it has, and
-    unlike torch's AveragedModel it never waits for a GPU.
+    The first step copies. Unlike timm's ModelEmaV3 it updates each tensor once, however many names it has, and unlike
+    torch's AveragedModel it never synchronises with a GPU.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -51,7 +51,7 @@ class Average(nn.Module):
 
 
 class DistillStep(PlannedStep):
-    """One step of the student, and of the method's own blocks, down the gradient of the distiller's loss."""
+    """One optimizer step of the student and of the method's own blocks on the distiller's loss."""
 
     def __init__(self, distiller: Distiller, recipe: Recipe) -> None:
         self.distiller, self.parts = distiller, recipe.grad_accum_steps
@@ -60,7 +60,7 @@ class DistillStep(PlannedStep):
         self.average = None if recipe.ema is None else Average(distiller.student.model, recipe.ema)
 
     def plan(self, progress: float) -> Plan:
-        """The weights of now; a graph for each set of pathways, and each depth of the teacher."""
+        """Return the current weights; each set of pathways and each depth of the teacher has its own graph."""
         weights, *what = self.distiller.method.moment(progress)
         return Plan(tuple(what), weights.double())
 
@@ -89,7 +89,7 @@ class DistillStep(PlannedStep):
         parallel.settle([self.distiller.student.model, self.distiller.method, *averages])
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher is an input, not a result: it is left out."""
+        """Leave out the teacher, which is an input, not a result."""
         state: dict[str, Any] = {
             "student": self.distiller.student.model.state_dict(),
             "method": self.distiller.method.state_dict(),
@@ -107,7 +107,7 @@ class DistillStep(PlannedStep):
             self.average.load_state_dict(state["average"])
 
     def result(self) -> nn.Module:
-        """The network as it is to be judged and kept."""
+        """Return the network to evaluate and keep."""
         return self.distiller.student.model if self.average is None else self.average.module
 
 
@@ -130,10 +130,10 @@ def distill(
     cuda_graphs: bool | None = None,
     **options: Any,
 ) -> list[dict[str, float]]:
-    """Train `student` in place and return its history, one row an epoch (losses, lr, seconds, test accuracy).
+    """Train `student` in place and return its history, one row per epoch (losses, lr, seconds, test accuracy).
 
     train, test: iterables of `(x [N, C, H, W], y [N])` with a length; test accuracy is measured after every epoch
-        and chooses nothing.
+        and selects nothing.
     options: of `Distiller` and of the method (precision, task, kd_weight, transforms, ...).
     """
     distiller = Distiller(

@@ -1,4 +1,4 @@
-"""A student, its teacher and a method as one module: for the loops here and for a loop of your own."""
+"""A student, its teacher and a method as one module, for the loops here or your own."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from distpro.transforms import Shape
 
 
 class Distiller(nn.Module):
-    """`distiller(x, y)` gives the losses of a batch: {"loss": total, "task": ..., and the method's terms}.
+    """`distiller(x, y)` returns the losses of a batch: {"loss": total, "task": ..., and the method's terms}.
 
-    student, teacher: any networks (see `Features`); the teacher is kept in eval mode and without gradients.
-    image: the shape `[C, H, W]` of one picture.
+    student, teacher: any networks (see `Features`); the teacher stays in eval mode and gets no gradients.
+    image: the shape `[C, H, W]` of one image.
     method: a name in `METHODS`, or a subclass of `Method`; its options follow as keywords (kd_weight, transforms, ...).
     process: for "distpro"; a `Process`, or None for uniform weights.
-    student_layers, teacher_layers: submodules to read where a network has no `forward_intermediates`.
+    student_layers, teacher_layers: submodules to read, for networks without `forward_intermediates`.
     precision: see `Precision`; plain float32 by default.
-    sync_bn: BN of the student and of the method's blocks over all processes of a job (see `distpro.parallel`).
-    task: the task's loss of logits `[N, K]` and targets, without parameters; by default the cross-entropy of classes
-        `[N]`, or of probabilities `[N, K]`, with `label_smoothing`.
-    compile: let `torch.compile` have the student, and each block of the method; the keys of both stay.
-    steps: how many training calls there will be: calls in train mode are counted, and where the training stands
-        decides the weights. Or say it at each call: `distiller(x, y, progress=0.25)`. Needed by a method whose losses
-        grow (`warm_up`) or whose process changes.
+    sync_bn: synchronise BN of the student and of the method's blocks over all ranks (see `distpro.parallel`).
+    task: the task's loss of logits `[N, K]` and targets, without parameters; by default the cross-entropy with classes
+        `[N]` or probabilities `[N, K]`, with `label_smoothing`.
+    compile: apply `torch.compile` to the student and each block of the method; state-dict keys do not change.
+    steps: the number of training calls. Calls in train mode are counted, and the progress of the training determines
+        the weights. Alternatively pass it to each call: `distiller(x, y, progress=0.25)`. One of the two is required
+        if the method's losses ramp up (`warm_up`) or its process varies.
 
-    Train `distiller.trainable_parameters()`: the student's and those of the method's own blocks. The student keeps
-    its own keys: `student.state_dict()` is what to save. Several processes: wrap it as
+    Optimise `distiller.trainable_parameters()`, those of the student and of the method's blocks, and save
+    `student.state_dict()`, whose keys do not change. With several processes, wrap it as
     `DistributedDataParallel(distiller, find_unused_parameters=True)`, since a dropped pathway has no gradient.
 
     Equivalent to:
@@ -95,7 +95,7 @@ class Distiller(nn.Module):
                 raise UserError("teacher and student share parameters that are trained: copy.deepcopy one of them")
             self.teacher = Teacher(teacher, image, teacher_layers, pooled, precision, kind.reads_maps)
             kept = [*self.teacher.named_parameters(), *self.teacher.named_buffers()]
-            self._ddp_params_and_buffers_to_ignore = [f"teacher.{name}" for name, _ in kept]  # read by torch's
+            self._ddp_params_and_buffers_to_ignore = [f"teacher.{name}" for name, _ in kept]  # read by DDP
         for reader in (self.student, self.teacher) if kind.reads_maps else ():
             if reader is not None:
                 reader.need_stages()
@@ -116,12 +116,12 @@ class Distiller(nn.Module):
     def forward(self, x: Tensor, y: Tensor, progress: float | None = None) -> dict[str, Tensor]:
         if progress is None:
             progress = self._progress()
-        elif not -1e-6 <= progress <= 1 + 1e-6:  # sums of shares end a little beside 1
+        elif not -1e-6 <= progress <= 1 + 1e-6:  # sums of fractions have rounding errors
             raise UserError(f"progress {progress}: expected 0 (the first step of the training) to 1 (its last)")
         return self.losses(x, y, self.method.moment(progress))
 
     def losses(self, x: Tensor, y: Tensor, moment: Moment) -> dict[str, Tensor]:
-        """The same with what the method needs now said; `moment.weights` may lie on the device already."""
+        """Return the losses at a given `moment`, whose weights may already be on the device."""
         moment = moment._replace(weights=to_device(moment.weights, x.device))
         x = self.precision.layout(x)
         with self.precision.autocast(x.device):
@@ -137,10 +137,10 @@ class Distiller(nn.Module):
         return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
 
     def validation_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The task's loss without label smoothing, by which a search judges."""
+        """Return the task's loss without label smoothing, for the validation of a search."""
         return Classification().loss(logits, target) if self.smoothed else self.task(logits, target)
 
-    @torch.compiler.disable  # it counts: what is compiled around it would be compiled anew at every call
+    @torch.compiler.disable  # its counter would cause a recompilation at every call
     def _progress(self) -> float:
         if self.steps is None:
             if self.method.steady:
@@ -156,12 +156,12 @@ class Distiller(nn.Module):
         return progress
 
     def get_extra_state(self) -> Tensor:
-        """Where the training stands: a loop of your own that saves `state_dict()` goes on from there."""
+        """Save the number of training calls, so that a loop that restores `state_dict()` resumes from there."""
         return torch.tensor(self.calls)
 
     def set_extra_state(self, state: Tensor) -> None:
         self.calls = int(state)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """What an optimizer should move."""
+        """Return the parameters to optimise."""
         return [p for part in (self.student, self.method) for p in part.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""Reading the feature maps of any network, with no channel typed by hand."""
+"""Feature maps of any network, whose stages and shapes are found automatically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_STAGES = 4
 
 
 class Output(NamedTuple):
-    """What a network says of a batch: logits `[N, K]` and one map `[N, C, H, W]` a stage, shallow first."""
+    """A network's output for a batch: logits `[N, K]` and a feature map `[N, C, H, W]` per stage, shallow first."""
 
     logits: Tensor
     maps: list[Tensor]
@@ -31,16 +31,16 @@ class Output(NamedTuple):
 class Features(nn.Module):
     """A network that returns an `Output`: its logits and the maps of its stages.
 
-    model: any network with timm's `forward_intermediates` and `forward_head` (every timm model, every model of
-        our zoo), or any `nn.Module` when `layers` names the submodules to read. One without either has no stages.
-    image: the shape `[C, H, W]` of one picture; dry forwards with it find every stage and shape.
-    layers: names of submodules, shallow first. Without them, the deepest map of each size, the deepest four
-        sizes; where all maps have one size (ViT), four blocks evenly apart.
-    pooled: adds the pooled feature as a last stage `[N, C, 1, 1]`, as ReviewKD does.
-    maps: False reads the logits alone, by the network's own forward: no stage, whatever the network.
+    model: any network with timm's `forward_intermediates` and `forward_head` (every model of timm and of our zoo), or
+        any `nn.Module` if `layers` names the submodules to read. One without either has no stages.
+    image: the shape `[C, H, W]` of one image, for dry runs that find every stage and shape.
+    layers: names of submodules, shallow first. By default the deepest map of each size, for the deepest four sizes;
+        if all maps have one size (ViT), four evenly spaced blocks.
+    pooled: append the pooled feature as a last stage `[N, C, 1, 1]`, as ReviewKD does.
+    maps: False reads the logits alone, from the network's own forward, without stages.
 
-    `shapes` holds `[C, H, W]` of every stage, `stages` their names. The model itself, and so its state-dict
-    keys, stay as they are. What a named layer may give: see `distpro.layers.as_map`.
+    `shapes` holds `[C, H, W]` of every stage, `stages` their names. The model itself and its state-dict keys do not
+    change. For the outputs that a named layer may have, see `distpro.layers.as_map`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Features(nn.Module):
         self.stages += ["pooled"] if pooled else []
 
     def need_stages(self) -> None:
-        """A `UserError` where there are none, for methods that read maps."""
+        """Raise a `UserError` if there are no stages, for methods that read maps."""
         if self._bare:
             raise UserError(
                 f"{type(self.model).__name__} has no forward_intermediates: name the layers to read, for instance "
@@ -104,24 +104,24 @@ class Features(nn.Module):
         if not self.pooled:
             return Output(model.forward_head(final), list(maps))
         feature = model.forward_head(final, pre_logits=True)
-        # The whole head once more only where it must be: some heads hold a BN, and it must see a batch once.
+        # The whole head runs again only if it must: a BN in it should see each batch once.
         logits = model.get_classifier()(feature) if self._plain_head else model.forward_head(final)
         return Output(logits, [*maps, feature[:, :, None, None]])
 
     def check(self, image: Shape) -> None:
-        """A `UserError` where the network does not run on pictures `[C, H, W]`."""
+        """Raise a `UserError` if the network does not run on images `[C, H, W]`."""
         self._dry(image)
 
     def _dry(self, image: Shape) -> Output:
-        """One forward in eval mode without gradients: no buffer moves, no mode changes."""
+        """Run one forward in eval mode without gradients; buffers and modes do not change."""
         with self._dry_run(image) as x:
             return self._read(self.model, x)
 
     def _has_plain_head(self, image: Shape) -> bool:
-        """Whether the classifier on the pooled feature is all that the head runs.
+        """Return whether the head only applies the classifier to the pooled feature.
 
-        It is not where there are two classifiers (distilled ViTs), the head reads the tokens too (VOLO), a norm comes
-        between (EfficientViT-M), or the classifier is a convolution (DLA).
+        It does not if there are two classifiers (distilled ViTs), the head also reads the tokens (VOLO), a norm comes
+        in between (EfficientViT-M), or the classifier is a convolution (DLA).
         """
         model: Any = self.model
         with self._dry_run(image) as x:
@@ -129,18 +129,18 @@ class Features(nn.Module):
             whole = _weights_run(model, lambda: model.forward_head(final))
             try:
                 plain = _weights_run(model, lambda: model.get_classifier()(model.forward_head(final, pre_logits=True)))
-            except Exception:  # the classifier is a tuple, a list, or wants another shape
+            except Exception:  # the classifier is a tuple, a list, or needs another shape
                 return False
         return plain == whole
 
     def _same_logits(self, logits: Tensor, image: Shape) -> None:
-        """A `UserError` where the network's own forward says something else than the parts that are read."""
+        """Raise a `UserError` if the network's own forward gives other logits than the parts that are read."""
         with self._dry_run(image) as x:
             whole = self.model(x)
             if type(whole) is not Tensor or whole.shape != logits.shape or close(logits, whole, 0.01):
-                return  # where it is no plain tensor, it is not what a step reads
+                return  # equal, or not comparable: no plain tensor of logits
             if not close(self.model(x), whole, 0.01):
-                return  # a forward that draws random numbers is not like itself either
+                return  # a forward that draws random numbers does not even match itself
         raise UserError(
             f"{type(self.model).__name__} has a forward that gives other logits than its forward_intermediates and "
             "forward_head, by which its maps are read: name the layers to read instead"
@@ -152,7 +152,7 @@ class Features(nn.Module):
         try:
             with evaluating(self), torch.no_grad():
                 count = math.prod(image)
-                ramp = torch.linspace(-1, 1, count, device=parameter.device)  # zeros would hide what is multiplied
+                ramp = torch.linspace(-1, 1, count, device=parameter.device)  # zeros would hide a factor
                 yield ramp.to(parameter.dtype).view(1, *image)
         except UserError:
             raise
@@ -162,10 +162,10 @@ class Features(nn.Module):
 
 
 class Teacher(Features):
-    """A network that only teaches: always in eval mode, never with gradients, whatever is asked of it.
+    """A frozen network: always in eval mode and without gradients, even after `train()`.
 
-    precision: of its passes; with `precision.teacher` they run on a copy in that type, its BN folded. Logits are in
-        the input's type all the same, maps as computed.
+    precision: of its passes; with `precision.teacher` they run on a copy in that type, with its BN folded. Logits are
+        still returned in the input's type, maps as computed.
     """
 
     def __init__(
@@ -191,22 +191,22 @@ class Teacher(Features):
 
     @torch.no_grad()
     def forward(self, x: Tensor, depth: int | None = None) -> Output:
-        """With `depth`, only the first so many stages are run: so many maps, and no logits (`[N, 0]`)."""
-        # A user may hold the model itself and call train() on it: then its BN would drift unseen.
+        """Return maps and logits; with `depth`, run only the first `depth` stages, without logits (`[N, 0]`)."""
+        # The user may have called train() on the model itself: its BN statistics would drift unnoticed.
         if self.model.training:
             self.model.eval()
         if self.precision.teacher is None:
             return self._run(x, depth)
         with torch.autocast(x.device.type, enabled=False):
-            kind = next(self.model.parameters()).dtype  # `float()` on all of a distiller reaches the copy too
+            kind = next(self.model.parameters()).dtype  # `distiller.float()` converts the copy, too
             logits, maps = self._run(x.to(kind), depth)
         return Output(logits.to(x.dtype), maps)
 
     def ahead(self, x: Tensor, depth: int | None = None) -> Callable[[], Output]:
-        """Begin, on a GPU beside what follows; the output is there for whom calls the result.
+        """Start a pass, on a GPU in a stream of its own; call the returned function for the output.
 
-        The passes of the two networks need nothing of each other, and a small one leaves most of a GPU idle. The stream
-        of the teacher begins by waiting for all work so far: so it never takes memory that is still read.
+        The passes of the two networks are independent, and a small network leaves most of a GPU idle. The teacher's
+        stream first waits for all work queued so far, so that it never reuses memory that is still being read.
         """
         if not x.is_cuda:
             output = self(x, depth)
@@ -236,7 +236,7 @@ def _stream_beside(device: torch.device) -> torch.cuda.Stream:
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
-    """A `UserError` where what wraps the network would not see how its maps are read."""
+    """Raise a `UserError` for a wrapper (DDP, torch.compile) that reading the maps would bypass."""
     if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
         raise UserError(f"the network is in a {type(model).__name__}: give the plain one, and wrap the Distiller")
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
@@ -247,7 +247,7 @@ def _refuse_wrapped(model: nn.Module) -> None:
 
 
 def _logits(model: nn.Module, output: Any) -> Tensor:
-    """Of what a network gave, which may hold them as `.logits`; several outputs in a tuple want a loss each."""
+    """Return an output's logits, which may be its `.logits`; refuse a tuple: each output would need its own loss."""
     logits = output if isinstance(output, tuple) else getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -256,7 +256,7 @@ def _logits(model: nn.Module, output: Any) -> Tensor:
 
 
 def same_classes(student: Features, teacher: Features, what: str) -> None:
-    """A `UserError` where `what` cannot compare the logits of the two."""
+    """Raise a `UserError` if `what` cannot compare the logits of the two."""
     if student.classes != teacher.classes:
         raise UserError(
             f"{what} compares logits: the teacher has {teacher.classes} classes, the student {student.classes}"
@@ -264,7 +264,7 @@ def same_classes(student: Features, teacher: Features, what: str) -> None:
 
 
 def _weights_run(model: nn.Module, call: Callable[[], Any]) -> set[nn.Module]:
-    """The submodules with parameters or buffers of their own that `call` runs."""
+    """Return the submodules with parameters or buffers of their own that `call` runs."""
     run: set[nn.Module] = set()
     hooks = [
         module.register_forward_pre_hook(lambda module, inputs: run.add(module))
@@ -280,7 +280,7 @@ def _weights_run(model: nn.Module, call: Callable[[], Any]) -> set[nn.Module]:
 
 
 def _stages_of(shapes: list[tuple[int, ...]]) -> list[int]:
-    """Which of a network's maps `[C, H, W]` are its stages: the last of each size, the deepest four sizes."""
+    """Return the indices of the maps `[C, H, W]` that are stages (see `Features`)."""
     last = sorted({shape[1:]: i for i, shape in enumerate(shapes)}.values())
     if len(last) == 1:
         count = min(MOST_STAGES, len(shapes))

@@ -1,4 +1,4 @@
-"""Folding the BN of a network that only teaches into its convolutions: fewer passes over its maps."""
+"""Folding the BN of a frozen network into its convolutions, for fewer passes over its maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Uses(TorchFunctionMode):
-    """Counts the calls that a tensor goes into; reading a shape is one too, and forbids a folding for nothing."""
+    """Counts the calls that use a tensor; reading its shape counts, too, and may needlessly prevent a folding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,33 +27,33 @@ class _Uses(TorchFunctionMode):
 
 
 def folded(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[nn.Module, int]:
-    """A copy of `model` in eval mode with each BN that alone reads a convolution folded into it, and how many were.
+    """Return a copy of `model` in eval mode with BN folded into convolutions, and the number of BN folded.
 
-    run: calls the network it is given on a sample and returns everything of it that is ever read (logits, maps).
-        What is found holds for the path that this call takes.
+    run: calls the given network on a sample and returns all of its outputs that are ever read (logits, maps).
+        The result holds for the execution path of this call.
 
-    A pair is a `BatchNorm2d` with running statistics whose input is the very tensor that a `Conv2d` gave, both
-    called once and the tensor used by nothing else and not returned. In the copy the BN is an identity, or timm's
-    activation after it. The weights are folded in float64. The model itself is not touched. Where the folded copy does
-    not say what the model says (convolutions that standardise their weights, a BN with a forward of its own, or one
-    that is called past its name), nothing is folded.
+    A `BatchNorm2d` with running statistics is folded if its input is the output tensor of a `Conv2d`, both are called
+    once, and the tensor is neither returned nor used elsewhere. In the copy, an identity replaces the BN, or the
+    dropout and activation of timm's BN. Weights are folded in float64. `model` itself does not change. If the outputs
+    of the copy differ from the model's (convolutions that standardise their weights, a BN with a forward of its own,
+    or one called by another reference), nothing is folded.
 
-    Equivalent to: a copy with weight = weight * gamma / sqrt(var + eps) and the bias that belongs to it.
+    Equivalent to: a copy with weight = weight * gamma / sqrt(var + eps) and the corresponding bias.
     """
     twin = _copy(model)
     made: dict[int, nn.Conv2d] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
     calls: Counter[nn.Module] = Counter()
     uses = _Uses()
-    kept: list[Tensor] = []  # alive to the end, so that no id is given out twice
+    kept: list[Tensor] = []  # kept alive, so that no id is reused
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         calls[module] += 1
         if isinstance(module, nn.Conv2d):
             if "weight" not in module._parameters:
-                return  # it is made anew at every call, of others
+                return  # the weight is computed from others at every call
             made[id(output)] = module
-            uses.count[id(output)] = 0  # an earlier tensor, gone by now, may have had this id
+            uses.count[id(output)] = 0  # a freed tensor may have had this id
             kept.append(output)
         elif id(inputs[0]) in made and isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             pairs.append((made[id(inputs[0])], module, inputs[0]))
@@ -78,12 +78,12 @@ def folded(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[nn.Module
         if calls[conv] == calls[bn] == 1 and uses.count[id(between)] == by_bn and id(between) not in returned:
             _fold(conv, bn)
             rest = _after(bn)
-            rest._forward_hooks.update(bn._forward_hooks)  # somebody reads this layer
+            rest._forward_hooks.update(bn._forward_hooks)  # hooks that read this layer
             for place in names[bn]:
                 owner, _, name = place.rpartition(".")
                 setattr(twin.get_submodule(owner), name, rest)
             count += 1
-    with torch.no_grad():  # a wrong folding is a tenth away and more
+    with torch.no_grad():  # a wrong folding is off by a tenth or more
         alike = all(close(a, b, 0.02) for a, b in zip(tree_leaves(run(twin)), said, strict=True))
     return (twin, count) if alike else (_copy(model), 0)
 
@@ -91,17 +91,17 @@ def folded(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[nn.Module
 def _copy(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     for own, its in zip(model.modules(), twin.modules(), strict=True):
-        its._forward_hooks.update(own._forward_hooks)  # who reads the model by hooks reads the copy, too
+        its._forward_hooks.update(own._forward_hooks)  # what reads the model by hooks reads the copy, too
     return twin
 
 
 def close(a: Tensor, b: Tensor, share: float) -> bool:
-    """Whether the two are apart by at most that share of b's largest value; on `meta` there are no values to tell."""
+    """Return whether a and b differ by at most `share` of b's largest value; True on `meta`, without values."""
     return a.is_meta or torch.allclose(a, b, rtol=0, atol=share * float(b.abs().max()), equal_nan=True)
 
 
 def _uses_by(bn: nn.BatchNorm2d, x: Tensor) -> int:
-    """How often the BN itself goes to its input: reading its dimensions is counted too."""
+    """Return how often the BN itself uses its input; reading dimensions counts, too."""
     uses = _Uses()
     with torch.no_grad(), uses:
         bn(x)
@@ -120,6 +120,6 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
 
 
 def _after(bn: nn.BatchNorm2d) -> nn.Module:
-    """What is left of a BN: timm's hold a dropout and an activation."""
+    """Return what remains of a folded BN: timm's contains a dropout and an activation."""
     rest = [part for name in ("drop", "act") if isinstance(part := getattr(bn, name, None), nn.Module)]
     return nn.Sequential(*rest) if rest else nn.Identity()

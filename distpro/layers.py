@@ -1,4 +1,4 @@
-"""Submodules of any network, read by name while it runs."""
+"""Outputs of submodules of any network, read by name while it runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distpro.transforms import Size
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """All of it in eval mode; afterwards every part is in its own again."""
+    """Put the module in eval mode and restore every part's mode afterwards."""
     modes = {part: part.training for part in module.modules()}
     try:
         module.eval()
@@ -27,7 +27,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 class Layers:
-    """Catches what the named submodules of a network give, as long as this object lives: the network may outlive it.
+    """Captures the outputs of the named submodules of a network, until this object is deleted.
 
     names: as in `model.named_modules()`, shallow first.
     """
@@ -41,12 +41,12 @@ class Layers:
         for name in names:
             if name not in known:
                 raise unknown(f"layer of {type(model).__name__}", name, known)
-            # not a method of ours: a hook that held this object would keep it alive
+            # not a bound method: the hook would keep this object alive
             hook = model.get_submodule(name).register_forward_hook(_Catch(self._caught, name))
             weakref.finalize(self, hook.remove)
 
     def run(self, model: nn.Module, x: Tensor) -> tuple[Any, list[Tensor]]:
-        """What `model(x)` gives, and a map `[N, C, H, W]` a layer; `model` may be a copy that has the hooks."""
+        """Return `model(x)` and a map `[N, C, H, W]` per layer; `model` may be a copy that has the hooks."""
         self._caught.update(dict.fromkeys(self.names))
         try:
             output = model(x)
@@ -68,10 +68,10 @@ class Layers:
 
 
 class _Catch:
-    """A forward hook that keeps what a submodule gives while its reader waits for it.
+    """A forward hook that stores a submodule's output during `Layers.run`.
 
-    Unlike a function it can be copied and pickled with the network, and as it keeps nothing in the network's other
-    passes, no copy meets a tensor of the autograd graph.
+    Unlike a function it can be copied and pickled with the network, and as it stores nothing in other passes, a copy
+    never includes a tensor of an autograd graph.
     """
 
     def __init__(self, caught: dict[str, Any], name: str) -> None:
@@ -83,19 +83,19 @@ class _Catch:
 
 
 def _version(output: Any) -> int | None:
-    """How often a tensor has been written, where torch counts it: not in what it compiles, nor for inference."""
+    """Return how often a tensor was written to; None where torch does not count (when compiling, in inference mode)."""
     if torch.compiler.is_compiling() or not isinstance(output, Tensor) or output.is_inference():
         return None
     return output._version
 
 
 def as_map(output: Any, picture: Size, name: str) -> Tensor:
-    """The map `[N, C, H, W]` of a layer: it may give that, `[N, H, W, C]`, or tokens `[N, L, C]` row by row.
+    """Return a layer's output as `[N, C, H, W]`; it may be that, `[N, H, W, C]`, or row-major tokens `[N, L, C]`.
 
-    Which of them it is shows in the proportions of the picture `[H, W]`, which maps keep as a rule. Channels are last
-    where the first two sides have these proportions (to a pixel), the last two have not, and there are as many channels
-    as rows and columns; in doubt they are first. Tokens must fill a grid of exactly these proportions. One token more
-    is a class token, the first: it is left out.
+    The layout is inferred from the aspect ratio of the image `[H, W]`, which maps usually keep. Channels are last if
+    the first two sides have this ratio (to within a pixel), the last two do not, and there are at least as many
+    channels as rows and columns; in doubt they are first. Tokens must fill a grid of exactly this ratio; an additional
+    first one is a class token, which is dropped.
     """
     if isinstance(output, Tensor) and output.ndim == 4:
         _, *sides, last = output.shape
@@ -116,5 +116,5 @@ def as_map(output: Any, picture: Size, name: str) -> Tensor:
 
 
 def _alike(size: Size, picture: Size) -> bool:
-    """Whether `size` has the picture's proportions, to a pixel."""
+    """Return whether `size` has the image's aspect ratio, to within a pixel."""
     return abs(size[0] * picture[1] - size[1] * picture[0]) < max(picture)

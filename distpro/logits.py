@@ -1,4 +1,4 @@
-"""Losses between the logits of two networks: each can be a method's, or a pathway of a process."""
+"""Losses between the logits of two networks, for use as a method or as a pathway of a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distpro.errors import UserError
 
-TEMPERATURE = 4.0  # of the CIFAR-100 tables of the field
+TEMPERATURE = 4.0  # usual on CIFAR-100
 
 
 def kd(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -27,16 +27,16 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> Tensor:
-    """Decoupled KD (Zhao et al., 2022, Eq. 7): KL of (target, all others), and KL among the others, weighted apart.
+    """Decoupled KD (Zhao et al., 2022, Eq. 7): KL of (target, all others) and KL among the others, weighted separately.
 
-    alpha, beta: the weights of the two; the paper has alpha 1 and on CIFAR-100 a beta for each pair, from 2
+    alpha, beta: the weights of the two; the paper uses alpha 1 and on CIFAR-100 a beta per pair, from 2
         (ResNet56 -> ResNet20) and 6 (WRN-40-2 -> WRN-16-2) to 8.
     """
     if target.ndim != 1:
         raise UserError(f"DKD tells the true class from the others: expected classes [N], got {list(target.shape)}")
     true = target[:, None]
     others = torch.arange(student.shape[1] - 1, device=student.device).expand(len(student), -1)
-    others = others + (others >= true)  # every class but the true one; a mask would wait for the device to count
+    others = others + (others >= true)  # every class but the true one; indexing by a mask would synchronise
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
         logits = _full(logits) / temperature
@@ -50,7 +50,7 @@ def dkd(
 
 
 def dist(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """DIST (Huang et al., 2022): T^2 * (1 - Pearson's r of the probabilities), over each picture and each class."""
+    """DIST (Huang et al., 2022): T^2 * (1 - Pearson's r of the probabilities), mean over images plus over classes."""
     p, q = (_full(logits).div(temperature).softmax(1) for logits in (student, teacher))
 
     def apart(a: Tensor, b: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def dist(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 
 
 
 def standardised(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 2.0) -> Tensor:
-    """KD of standardised logits (Sun et al., 2024): each picture's logits have mean 0 and deviation 1 first."""
+    """KD of standardised logits (Sun et al., 2024): each image's are first scaled to mean 0, standard deviation 1."""
 
     def scores(logits: Tensor) -> Tensor:
         logits = _full(logits)
@@ -71,12 +71,12 @@ def standardised(student: Tensor, teacher: Tensor, target: Tensor, temperature: 
 
 
 def _full(logits: Tensor) -> Tensor:
-    """At least float32: probabilities of 100 classes lose too much in 16 bits."""
+    """Cast to at least float32: probabilities of 100 classes lose too much in 16 bits."""
     return logits.float() if logits.element_size() < 4 else logits
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of log-probabilities, the mean over the batch."""
+    """Return KL(teacher || student) of log-probabilities, averaged over the batch."""
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 

@@ -1,4 +1,4 @@
-"""Which pathways there are from a student's maps to a teacher's, and what each of them loses."""
+"""The pathways from a student's maps to a teacher's, and their losses."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DIRECTIONS: dict[str, Callable[[int, int], bool]] = {  # by teacher and student 
 
 
 class Pathway(NamedTuple):
-    """One way of teaching: student stage -> transform -> compared with a teacher stage. Stages count from 1.
+    """Student stage -> transform -> comparison with a teacher stage. Stages count from 1.
 
-    Both stages are 0 where the logits are compared, and `transform` is then one of `LOGIT_LOSSES`.
+    To compare logits, both stages are 0 and `transform` is one of `LOGIT_LOSSES`.
     """
 
     teacher: int
@@ -34,15 +34,15 @@ class Pathway(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Short and stable, the same for every pair of networks with as many stages: "t1-s2-A"."""
+        """A short name that does not depend on the networks: "t1-s2-A"."""
         return f"t{self.teacher}-s{self.student}-{self.transform}" if self.teacher else f"logits-{self.transform}"
 
     @classmethod
     def parse(cls, name: str) -> Pathway:
-        """The pathway of a name such as "t1-s2-A" or "logits-KD"."""
+        """Return the pathway of a name such as "t1-s2-A" or "logits-KD"."""
         if name.startswith("logits-"):
             return cls(0, 0, name.removeprefix("logits-"))
-        teacher, student, transform = name.split("-", 2)  # a transform of one's own may hold more of them
+        teacher, student, transform = name.split("-", 2)  # a user's own transform may contain hyphens
         return cls(int(teacher[1:]), int(student[1:]), transform)
 
 
@@ -53,11 +53,11 @@ def all_pathways(
     direction: str = "all",
     logits: Sequence[str] = (),
 ) -> tuple[Pathway, ...]:
-    """Every teacher stage with every student stage through every transform: 3 x 3 x 3 = the paper's 27 on CIFAR.
+    """Combine every teacher stage, student stage and transform: 3 x 3 x 3 = the paper's 27 on CIFAR.
 
-    `direction="review"` keeps student stages at or above the teacher's (ReviewKD's finding): 5 x 5 maps and one
-    transform give the paper's 15 on ImageNet. "same" keeps pairs of one depth. `logits` adds a pathway from logits to
-    logits for each loss it names.
+    `direction="review"` keeps student stages at least as deep as the teacher's (ReviewKD's finding): 5 x 5 maps and one
+    transform give the paper's 15 on ImageNet. "same" keeps pairs of equal depth. `logits` adds a pathway between logits
+    for each loss it names.
     """
     if direction not in DIRECTIONS:
         raise unknown("pathway direction", direction, DIRECTIONS)
@@ -83,10 +83,10 @@ def all_pathways(
 
 
 class Pathways(nn.Module):
-    """The transform blocks of a list of pathways, and the losses they give.
+    """The transform blocks of a list of pathways, and the pathways' losses.
 
-    `student` and `teacher` are the shapes `[C, H, W]` of the maps of either network. Block p is
-    `self.blocks[pathway.name]`; its parameters train along with the student. Pathways of logits have no block and
+    `student` and `teacher` are the shapes `[C, H, W]` of the two networks' maps. The block of a pathway is
+    `self.blocks[pathway.name]`; its parameters train along with the student. Pathways between logits have no block and
     come last.
     """
 
@@ -120,9 +120,9 @@ class Pathways(nn.Module):
         return len(self.pathways)
 
     def sources(self, student: Output) -> list[Tensor]:
-        """For each pathway an alias of its own of the student's map (or logits) that it starts from.
+        """Return for each pathway its own alias of the student's map (or logits) that it starts from.
 
-        The gradient at an alias is that pathway's alone, before autograd adds the pathways of a map up: the left
+        The gradient at an alias is that pathway's alone, before autograd sums over the pathways of a map: the left
         factor of the exact hypergradient (see `distpro.hypergradient`).
         """
         starts = [student.logits, *student.maps]
@@ -136,10 +136,10 @@ class Pathways(nn.Module):
         weights: Tensor,
         active: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`(loss, per_pathway)` from the sources (one a pathway), what the teacher says, and the classes `[N]`.
+        """Return `(loss, per_pathway)` from the sources (one per pathway), the teacher's output and the classes `[N]`.
 
-        `active` lists the indices of the pathways that count, ascending (all by default); `weights` and
-        `per_pathway` are those of the active ones. No block of another pathway is called.
+        `active` lists the indices of the pathways in use, ascending (all by default); `weights` and `per_pathway` are
+        those of the active ones. Blocks of other pathways are not called.
         """
         indices = range(len(self.pathways)) if active is None else active
         features = [(self.pathways[i], sources[i]) for i in indices if i < self.features]
@@ -148,7 +148,7 @@ class Pathways(nn.Module):
         loss = weights.new_zeros(())
         if features:
             teachers = [teacher.maps[p.teacher - 1] for p, _ in features]
-            with record_function("transforms"):  # to the teacher's size of today: pictures may grow in a training
+            with record_function("transforms"):  # to the teacher's current size: images may grow during a training
                 students = [
                     self.blocks[p.name](source, taught.shape[2:])
                     for (p, source), taught in zip(features, teachers, strict=True)
@@ -163,7 +163,7 @@ class Pathways(nn.Module):
 
 
 def same_pathways(found: Sequence[Pathway], wanted: Sequence[Pathway], what: str) -> list[int]:
-    """Where each wanted pathway stands in `found`; a `UserError` naming the difference where the sets differ."""
+    """Return the index in `found` of each wanted pathway; raise a `UserError` that says how the sets differ, if so."""
     missing = [p.name for p in wanted if p not in found]
     surplus = [p.name for p in found if p not in wanted]
     if missing or surplus:

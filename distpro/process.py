@@ -1,4 +1,4 @@
-"""The process: how much each pathway counts at each moment of a training."""
+"""The process: the weight of each pathway at each moment of a training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT, VERSION = "distpro.process", 1
-TAU = 0.5  # the paper's clip, section 3.4
+TAU = 0.5  # the paper's threshold, section 3.4
 
-# The share of a training over which feature losses grow from 0 to their full weight: the 20 of 240 epochs of
-# ReviewKD's recipe, kept relative so that short trainings reach it. The first gradients of transforms that have not
-# learned yet are large and mean nothing; without the warm-up a student of 6 epochs ended 10 points lower.
+# The fraction of a training over which feature losses ramp up from 0 to full weight: the 20 of 240 epochs of
+# ReviewKD's recipe, kept relative so that short trainings reach it. The first gradients of untrained transforms are
+# large and meaningless; without the warm-up a student of 6 epochs ended 10 points lower.
 WARM_UP = 20 / 240
 
 
 def warmed(progress: float, share: float = WARM_UP) -> float:
-    """How much of their weight the feature losses have, 0 to 1, at `progress` 0 to 1 of a training."""
+    """Return the warm-up factor of the feature losses, 0 to 1, at `progress` 0 to 1 of a training."""
     return 1.0 if share <= 0 else min(1.0, progress / share)
 
 
@@ -44,14 +44,14 @@ NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Process:
-    """The raw weights `z` of P pathways at T moments, spread evenly over a training, and how to read them.
+    """The raw weights `z` of P pathways at T moments, evenly spaced over a training, and how to read them.
 
     z: `[T, P]` float32 on the CPU; T = 1 is a constant process.
     pathways: the P pathways, or their names.
     normalisation: one of `NORMALISATIONS`; Eq. 2 is "biased-softmax".
-    tau: a pathway with z <= tau at a moment is dropped there: weight 0, nothing computed; it stays in the
+    tau: while z <= tau, a pathway is dropped: its weight is 0 and nothing is computed, but it still counts in the
         normalisation's denominator. None drops nothing.
-    facts: anything worth keeping with it (pair, data, date, ...), JSON.
+    facts: metadata (pair, data, date, ...), JSON.
     """
 
     def __init__(
@@ -81,54 +81,54 @@ class Process:
 
     @classmethod
     def constant(cls, weights: Tensor, pathways: Sequence[Pathway | str], **options: Any) -> Process:
-        """The raw values `[P]` at every moment."""
+        """Return a process with these raw values `[P]` at every moment."""
         return cls(weights.reshape(1, -1), pathways, **options)
 
     @classmethod
     def uniform(cls, pathways: Sequence[Pathway | str]) -> Process:
-        """1 / P for every pathway at every moment: the paper's "equally weighted"."""
+        """Return a process of weight 1 / P for every pathway at every moment: the paper's "equally weighted"."""
         return cls.constant(torch.ones(len(pathways)), pathways, normalisation="softmax")
 
     def final(self) -> Process:
-        """The last values at every moment: the paper's "use alpha_T"."""
+        """Return a process with the last values at every moment: the paper's "use alpha_T"."""
         return Process(self.z[-1:], self.pathways, self.normalisation, self.tau, self.facts)
 
     def clipped(self, tau: float) -> Process:
-        """The same raw values, dropped at most at another tau."""
+        """Return the process with another tau."""
         return Process(self.z, self.pathways, self.normalisation, tau, self.facts)
 
     def resampled(self, moments: int) -> Process:
-        """The same process told at so many moments, evenly apart: one an epoch keeps a file small."""
+        """Return the process at this many evenly spaced moments; one per epoch keeps a file small."""
         z = torch.stack([self.raw(k / max(1, moments - 1)) for k in range(moments)])
         return Process(z, self.pathways, self.normalisation, self.tau, self.facts)
 
     # -- reading it ---------------------------------------------------------------------------------------------
 
     def raw(self, fraction: float) -> Tensor:
-        """z `[P]` at a moment of the training, 0 its first and 1 its last step: linear between the T moments."""
+        """Return z `[P]` at a moment, 0 (first step) to 1 (last step), linear between the T moments."""
         position = min(max(float(fraction), 0.0), 1.0) * (len(self.z) - 1)
         below = min(int(position), len(self.z) - 1)
         above = min(below + 1, len(self.z) - 1)
         return torch.lerp(self.z[below], self.z[above], position - below)
 
     def at(self, fraction: float) -> Tensor:
-        """The weights a `[P]` at a moment: interpolated, then normalised, then clipped (a dropped one is 0)."""
+        """Return the weights a `[P]` at a moment: interpolated, then normalised, then 0 where dropped."""
         z = self.raw(fraction)
         weights = NORMALISATIONS[self.normalisation](z)
         return weights if self.tau is None else weights.where(z > self.tau, torch.zeros(()))
 
     def dropped(self, moments: int = 100) -> float:
-        """The share of pathways that are dropped, over the whole training."""
+        """Return the fraction of dropped pathways, averaged over the training."""
         weights = torch.stack([self.at(k / max(1, moments - 1)) for k in range(moments)])
         return (weights == 0).float().mean().item()
 
     def fit(self, pathways: Sequence[Pathway]) -> Process:
-        """The same process with its columns in the order of `pathways`; a `UserError` where they are others."""
+        """Return the process with its columns in the order of `pathways`; raise a `UserError` if the sets differ."""
         order = same_pathways(self.pathways, pathways, "the process")
         return Process(self.z[:, order], pathways, self.normalisation, self.tau, self.facts)
 
     def plot(self) -> Figure:
-        """Fig. 6: the weights over time, one panel a teacher stage."""
+        """Plot the weights over time, one panel per teacher stage (Fig. 6)."""
         from distpro.report import plot_process
 
         return plot_process(self)
@@ -145,7 +145,7 @@ class Process:
     # -- files --------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write `process.safetensors`: z, and a versioned JSON header that names every pathway."""
+        """Write a .safetensors file: z, and a versioned JSON header that names every pathway."""
         header = {
             "pathways": [p.name for p in self.pathways],
             "normalisation": self.normalisation,
@@ -158,7 +158,7 @@ class Process:
 
     @classmethod
     def load(cls, path: str | Path) -> Process:
-        """Read what `save` wrote; a `UserError` says what is wrong with any other file."""
+        """Read what `save` wrote; raise a `UserError` that says what is wrong with any other file."""
         path = Path(path)
         if not path.is_file():
             others = [p.name for p in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []

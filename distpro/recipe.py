@@ -1,4 +1,4 @@
-"""How the weights of a network are trained: optimizer, learning-rate schedule, label smoothing, averaging."""
+"""How a network is trained: optimizer, learning-rate schedule, label smoothing, weight averaging."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from distpro.errors import unknown
 from distpro.sgd import SGD
 
 SCHEDULES = ("cosine", "step", "onecycle")
-RISE = 0.2  # of a one-cycle schedule
+RISE = 0.2  # fraction of a one-cycle schedule
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum; the learning rate falls along a cosine to 0, by `decay_rate` after shares of the run, or
-    rises linearly for a fifth of the run and falls linearly to 0 ("onecycle").
+    """SGD with momentum and a learning-rate schedule.
 
-    `decay_at` is relative: (0.625, 0.75, 0.875) is after epochs 150, 180 and 210 of 240.
-    norm_decay: whether weight decay holds for biases and normalisations (parameters of one dimension) too.
-    label_smoothing: of the task's loss, 0 to 1; the search's validation loss is not smoothed.
-    grad_accum_steps: parts in which a batch of the distillation passes, for want of memory; BN sees a part at a time.
-    max_steps: end after so many, with the learning rates of the whole training.
-    ema: decay of an exponential moving average of the student, which then is the result; None keeps the last weights.
+    sched: "cosine" to 0; "step": times `decay_rate` at each of `decay_at`; "onecycle": linearly up for a fifth of the
+        run, then linearly to 0.
+    decay_at: fractions of the run: (0.625, 0.75, 0.875) is after epochs 150, 180 and 210 of 240.
+    norm_decay: apply weight decay to biases and normalisations (parameters of at most one dimension), too.
+    label_smoothing: of the task's loss, 0 to 1; a search's validation loss is not smoothed.
+    grad_accum_steps: micro-batches per step of a distillation, to save memory; BN sees one at a time.
+    max_steps: stop after this many steps, with the learning rates of the whole training.
+    ema: decay of an exponential moving average of the student, which is then the result; None keeps the last weights.
     """
 
     epochs: int
@@ -65,12 +66,12 @@ class Recipe:
         )
 
     def scheduler(self, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
-        """To be stepped after every batch."""
+        """Return the scheduler, to be stepped after every batch."""
         steps = max(1, self.epochs * steps_per_epoch)
         if self.sched == "cosine":
             return CosineAnnealingLR(optimizer, steps)
         if self.sched == "onecycle":
-            # one step more than there are: torch's own last step is one before 0 is passed
+            # one step more: torch reaches 0 one step before the last, which would then pass below it
             return OneCycleLR(
                 optimizer, self.lr, steps + 1, pct_start=RISE, anneal_strategy="linear", cycle_momentum=False
             )

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from distpro.errors import UserError
 
-Shape = tuple[int, int, int]  # [C, H, W] of one picture's map
+Shape = tuple[int, int, int]  # [C, H, W] of one image or its map
 
 
 Size = Sequence[int]  # [H, W]
 
 
 def as_shape(image: Sequence[int]) -> Shape:
-    """`image` where it is `[C, H, W]`; a `UserError` else."""
+    """Return `image` as `(C, H, W)`; raise a `UserError` if it is none."""
     try:
         channels, height, width = (operator.index(side) for side in image)
     except (TypeError, ValueError):
@@ -29,7 +29,7 @@ def as_shape(image: Sequence[int]) -> Shape:
 
 
 class Resize(nn.Module):
-    """`resize` to `size`, or to the one it is called with."""
+    """`resize` to `size`, or to the size given in the call."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -40,12 +40,11 @@ class Resize(nn.Module):
 
 
 class ResizedConv2d(nn.Conv2d):
-    """`Resize(size)`, then a 3x3 convolution without bias: equal to the two, but a larger map is never written.
+    """Equivalent to `Resize(size)` and a 3x3 convolution without bias, without storing the enlarged map.
 
-    A pixel that is repeated r times in both directions meets the same weights again: the two are one transposed
-    convolution of stride r, whose kernel of (r + 2)^2 taps holds sums of the 3x3 weights. It multiplies
-    (r + 2)^2 / r^2 times for each output where the convolution does 9 times: 4 for r = 2, 2.25 for r = 4. Larger
-    factors begin with a resize.
+    If pixels are repeated r times in both directions, the two are one transposed convolution of stride r, whose kernel
+    of (r + 2)^2 taps holds sums of the 3x3 weights. It takes (r + 2)^2 / r^2 multiplications per output and channel
+    instead of 9: 4 for r = 2, 2.25 for r = 4. Larger factors begin with a resize.
     """
 
     sums: Tensor
@@ -54,7 +53,7 @@ class ResizedConv2d(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
         self.size = tuple(size)
         self.factor = next((r for r in (4, 3, 2) if _repeats(source, size, r)), 1)
-        taps = torch.zeros(3, self.factor + 2)  # which of the kernel's taps each weight is added to
+        taps = torch.zeros(3, self.factor + 2)  # the kernel's taps that each weight is added to
         for i in range(3):
             taps[i, 2 - i : 2 - i + self.factor] = 1
         self.register_buffer("sums", torch.kron(taps, taps), persistent=False)  # [9, (r + 2)^2]
@@ -71,10 +70,10 @@ class ResizedConv2d(nn.Conv2d):
 
 
 def resize(x: Tensor, size: Size) -> Tensor:
-    """`[N, C, h, w]` to `[N, C, H, W]`: the nearest pixel where a side grows, the mean over its bins where it shrinks.
+    """Resize `[N, C, h, w]` to `[N, C, H, W]`: nearest neighbour where a side grows, mean over bins where it shrinks.
 
-    The nearest pixel there, too, would be one of 1024 of a 32x32 map for a pooled feature. The authors' release never
-    shrinks a map, the paper has "an interpolation layer".
+    Shrinking by nearest neighbour would keep one of the 1024 pixels of a 32x32 map for a pooled feature. The authors'
+    release never shrinks a map; the paper has "an interpolation layer".
     """
     size = tuple(size)
     smaller = min(x.shape[2], size[0]), min(x.shape[3], size[1])
@@ -84,12 +83,12 @@ def resize(x: Tensor, size: Size) -> Tensor:
 
 
 def _repeats(source: Size, size: Size, factor: int) -> bool:
-    """Whether nearest interpolation from `source` to `size` ends with repeating each pixel `factor` times."""
+    """Return whether nearest interpolation from `source` to `size` ends with repeating each pixel `factor` times."""
     return all(large % (factor * small) == 0 for small, large in zip(source, size, strict=True))
 
 
 class Transform(nn.Sequential):
-    """A block from a student's map to a teacher's: resized to `size`, or to the one that it was made for."""
+    """A block from a student's map to a teacher's, resized to `size` or by default to the one it was built for."""
 
     def forward(self, input: Tensor, size: Size | None = None) -> Tensor:
         for module in self:
@@ -110,17 +109,17 @@ class Attention(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of `[N, C, H, W]`, as token models normalise."""
+    """LayerNorm over the channels of `[N, C, H, W]`, as in token models."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _he_normal(*modules: nn.Module) -> list[nn.Module]:
-    """The same with their convolutions' weights drawn anew, He-normal over the fan-out.
+    """Reinitialise the convolutions among the modules, He-normal over the fan-out.
 
-    Not those inside the attention: a fan-out of one would make its map, and so a square of the features, start some ten
-    times too large.
+    The one inside `Attention` is left out: with a fan-out of one, its map, and so a square of the features, would start
+    some ten times too large.
     """
     for module in modules:
         if isinstance(module, nn.Conv2d):
@@ -177,8 +176,8 @@ TRANSFORMS: dict[str, Callable[[Shape, Shape, int], list[nn.Module]]] = {
 
 
 def create_transform(kind: str, student: Shape, teacher: Shape) -> Transform:
-    """The block `kind` from a student map `[C_s, H_s, W_s]` to a teacher's `[C_t, H_t, W_t]`.
+    """Create the block `kind` from a student's map `[C_s, H_s, W_s]` to a teacher's `[C_t, H_t, W_t]`.
 
-    The width between is min(512, C_t, C_s). It starts with the weights that its maker in `TRANSFORMS` gave it.
+    Its hidden width is min(512, C_t, C_s). The function in `TRANSFORMS` initialises its weights.
     """
     return Transform(*TRANSFORMS[kind](student, teacher, min(512, teacher[0], student[0])))

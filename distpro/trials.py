@@ -1,7 +1,7 @@
 """Search by trials: which kinds of pathways a student should learn from, found by short trainings with some of them.
 
-A pathway can help at first and cost accuracy once the learning rate has fallen, or the other way round. The gradient of
-one step ahead (`distpro.gradient_search`) does not see that; a short training as a whole does.
+A pathway can help at first and cost accuracy once the learning rate has fallen, or the other way round. The gradient
+one step ahead (`distpro.gradient_search`) does not see that; a whole short training does.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from distpro.pathways import Pathway
 from distpro.process import Process
 from distpro.recipe import Recipe
 
-DROPPED = -20.0  # z of a pathway that was not chosen: next to nothing in the softmax of the others, and below tau
+DROPPED = -20.0  # z of a pathway that is not kept: negligible in the softmax, and below tau
 
 
 class Trial(NamedTuple):
-    """One short training: the pathways that counted, the seed of its weights, and what came of it."""
+    """One short training: the pathways kept, the seed of the initial weights, and the result."""
 
     kept: tuple[int, ...]
     seed: int
@@ -38,14 +38,14 @@ class Trial(NamedTuple):
 
 
 def chosen(pathways: Sequence[Pathway], kept: Sequence[int], facts: dict[str, Any] | None = None) -> Process:
-    """A constant process in which the pathways `kept` share the weight evenly and the others are dropped."""
+    """Return a constant process in which the pathways `kept` share the weight evenly and the others are dropped."""
     z = torch.full((len(pathways),), DROPPED)
     z[list(kept)] = 1.0
     return Process.constant(z, pathways, normalisation="softmax", facts=facts)
 
 
 def by_depth(pathway: Pathway) -> str:
-    """How far apart the two stages are, and which way."""
+    """Return how far apart the two stages are, and in which direction."""
     if pathway.teacher == 0:
         return pathway.name  # of logits: each loss is a kind of its own
     deeper = pathway.student - pathway.teacher
@@ -76,21 +76,20 @@ def search_by_trials(
     cuda_graphs: bool | None = None,
     **options: Any,
 ) -> Process:
-    """A constant process of the kinds of pathways without which short trainings end worse.
+    """Search a constant process: the kinds of pathways without which short trainings end worse.
 
     Kinds are chosen by the distance between the stages, then by the transform (see `stepwise`). All trials share
     their seeds, initial weights and batches, and the pathways of a trial share the same total weight.
 
-    student: makes a student from a seed.
-    train, validation: iterables of `(x [N, C, H, W], y [N])` with a length, of disjoint pictures; neither may be
-        those that the students are tested on in the end.
-    recipe: of one trial; it should let the learning rate fall to 0.
+    student: creates a student from a seed.
+    train, validation: iterables of `(x [N, C, H, W], y [N])` with a length, of disjoint images; neither may include
+        the images of the final test.
+    recipe: of one trial; its learning rate should fall to 0.
     seeds: a choice is judged by the mean over them.
-    record: a JSON file that keeps the trials; those it has already are not run again.
-    facts: what the process is to say of where it is from, besides the trials.
-    cuda_graphs: see `distpro.graphs`; by default where there is a GPU.
-    options: of `Distiller` (kd_weight, transforms, pooled, precision, ...); what there is to choose from is what they
-        make of this pair.
+    record: a JSON file of the trials; those already in it are not run again.
+    facts: metadata to store with the process, besides the trials.
+    cuda_graphs: see `distpro.graphs`; on by default on a GPU.
+    options: of `Distiller` (kd_weight, transforms, pooled, precision, ...); they determine the pathways to choose from.
     """
     shape = picture_shape(train, image)
     method = Distiller(student(seeds[0]), teacher, image=shape, **options).method
@@ -145,10 +144,10 @@ def stepwise(
     kind: Callable[[Pathway], str],
     top1: Callable[[tuple[int, ...]], float],
 ) -> tuple[tuple[int, ...], dict[frozenset[str], float]]:
-    """Which of the pathways `among` (by index) to keep, and what each choice of kinds was worth.
+    """Return which of the pathways `among` (by index) to keep, and the top-1 of each choice of kinds.
 
-    Beginning with the best of all kinds together and each kind alone, a kind is taken in or left out as long as that
-    raises `top1(kept)`, the best such step first.
+    Starting from the best of all kinds together and each kind alone, a kind is added or removed as long as that raises
+    `top1(kept)`, the best such step first.
     """
     names = list(dict.fromkeys(kind(paths[p]) for p in among))
     if len(names) == 1:
