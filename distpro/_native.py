@@ -1,10 +1,10 @@
-"""The one door to the native layer, the compiled module `distpro._C`; nothing else imports it.
+"""Access to the native layer, the compiled module `distpro._C`, which nothing else imports.
 
-The environment variable DISTPRO_NATIVE decides, once a process:
+The environment variable DISTPRO_NATIVE selects it:
 
-    unset   use the native layer if it is there; otherwise warn once and use the references in PyTorch
+    unset   use the native layer if it is built; otherwise warn once and use the PyTorch references
     0       never use it
-    1       a missing native layer is an error (tests: a pass must not mean that the references passed)
+    1       raise an error if it is missing (for tests, which must not pass on the references instead)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REMEDY = "run `pip install .` in the checkout, with a C++17 compiler at hand"
 
 
 def native() -> ModuleType | None:
-    """`distpro._C`, or None where the references take its place; a `UserError` if DISTPRO_NATIVE=1."""
+    """Return `distpro._C`, or None to use the references; with DISTPRO_NATIVE=1, raise a `UserError` instead."""
     module, reason = _load()
     if module is None and _mode() != "0":
         sentence = f"the native layer is not in use: {reason}; {REMEDY}"
@@ -33,9 +33,9 @@ def native() -> ModuleType | None:
 
 
 def serves(device_type: str, index: int | None = None) -> bool:
-    """Whether the kernels work on tensors of such a device; False: the references do, as `native` would have it.
+    """Return whether the kernels support such a device; if not, use the references, or raise as `native` does.
 
-    index: of a GPU, whose architecture and driver are then asked about, too.
+    index: of a GPU, to check its architecture and driver, too.
     """
     module = native()
     if module is None or device_type in ("cpu", "meta"):
@@ -64,12 +64,12 @@ def _cuda_why_not(index: int | None) -> str | None:
 
 
 def why_not() -> str | None:
-    """Why the native layer is not in use, or None if it is. Never warns, never raises for a missing layer."""
+    """Return why the native layer is not in use, or None if it is; never warn, nor raise for a missing layer."""
     return _load()[1]
 
 
 def build_info() -> dict[str, Any] | None:
-    """What the native layer was built with (compiler, flags, CUDA, ...), or None if it is not in use."""
+    """Return how the native layer was built (compiler, flags, CUDA, ...), or None if it is not in use."""
     module, _ = _load()
     return None if module is None else module.build_info()
 
@@ -83,17 +83,17 @@ def _mode() -> str:
 
 @functools.cache
 def _load() -> tuple[ModuleType | None, str | None]:
-    """The module, or None and the reason."""
+    """Return (module, None), or (None, reason)."""
     if _mode() == "0":
         return None, "DISTPRO_NATIVE=0"
-    # torch first: `_C` then finds torch's OpenMP runtime loaded and shares it and its threads.
+    # torch first, so that `_C` shares its OpenMP runtime and threads.
     import torch  # noqa: F401
 
     try:
         return importlib.import_module("distpro._C"), None
     except ModuleNotFoundError:
         return None, "distpro._C is not built for this Python"
-    except ImportError as error:  # built, but does not load: say what the loader says
+    except ImportError as error:  # built, but does not load: the loader says why
         return None, str(error)
 
 

@@ -1,4 +1,4 @@
-"""Phase 1 by meta-gradients: the process falls down the validation loss while a student trains."""
+"""Phase 1 by meta-gradients: the process descends the validation loss while a student trains."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def search_by_gradient(
     cuda_graphs: bool | None = None,
     **options: Any,
 ) -> Process:
-    """Search a process for this pair; the student is trained on the way.
+    """Search a process for this pair of networks, training the student along the way.
 
-    The student is usually thrown away; with few pictures in `validation` it can be the result itself, its process
+    The student is usually discarded; with few images in `validation`, it can itself be the result, its process
     learned online (`--process online`).
 
-    train, validation: iterables of `(x [N, C, H, W], y [N])` with a length, of disjoint pictures (the paper: 80 %
-        and 20 % of the training set).
-    test: where given, the student's accuracy on it is measured after every epoch, and chooses nothing.
-    history: is filled with one row an epoch (losses, lr, seconds, test accuracy).
+    train, validation: iterables of `(x [N, C, H, W], y [N])` with a length, of disjoint images (the paper: 80 % and
+        20 % of the training set).
+    test: if given, the student's accuracy on it is measured after every epoch, and selects nothing.
+    history: a list that receives one row per epoch (losses, lr, seconds, test accuracy).
     hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi: see `SearchStep`.
-    facts: what the process is to say of where it is from.
-    cuda_graphs: see `distpro.graphs`; by default where there is a GPU.
+    facts: metadata to store with the process.
+    cuda_graphs: see `distpro.graphs`; on by default on a GPU.
     options: of `Distiller` (kd_weight, transforms, pathways, pooled, precision, student_layers, sync_bn, task, ...).
     """
     if recipe.grad_accum_steps > 1:
@@ -62,7 +62,7 @@ def search_by_gradient(
     if recipe.ema is not None:
         raise UserError("--ema is of the distillation: a search by gradient has no use for an average")
     shape = picture_shape(train, image)
-    picture_shape(validation, shape)  # there has to be one
+    picture_shape(validation, shape)  # fails if there is no batch
     options = {"label_smoothing": recipe.label_smoothing} | options
     distiller = Distiller(student, teacher, image=shape, **options).train()
     optimizer = recipe.optimizer(distiller.trainable_parameters())

@@ -1,6 +1,6 @@
 """Work on the device as CUDA graphs: hundreds of launches become one.
 
-A graph repeats its kernels on the same memory, so what differs from call to call has to be the contents of tensors.
+A graph replays its kernels on the same memory, so only the contents of tensors may change between calls.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from distpro.precision import to_device
 
-WARM_UPS = 3  # eager calls before a capture: libraries choose their kernels, an optimizer makes its state
-MOST_GRAPHS = 4  # that are kept; a set of pathways that a process has left seldom returns
+WARM_UPS = 3  # eager calls before a capture, in which libraries choose kernels and an optimizer creates its state
+MOST_GRAPHS = 4  # kept at once; a process seldom returns to an earlier set of pathways
 
 
 class Backend(Protocol):
@@ -26,14 +26,14 @@ class Backend(Protocol):
     device: torch.device
 
     def warm(self, work: Callable[[], Any]) -> Any:
-        """Run it once as a capture would."""
+        """Run it once, eagerly, under the conditions of a capture."""
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """What repeats it, and the result that is then made anew in place; nothing is run."""
+        """Return a function that replays it, and the result that each replay overwrites; run nothing."""
 
 
 class CudaGraphs:
-    """CUDA's own, on one stream of its own and with one pool of memory, since no two replays overlap."""
+    """CUDA's graphs, on one dedicated stream and with one memory pool, since replays never overlap."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -49,21 +49,21 @@ class CudaGraphs:
         return result
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        gc.collect()  # a graph of autograd that is still alive would remember another stream
+        gc.collect()  # an autograd graph that is still alive would refer to another stream
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
-            # other threads, those of DALI for one, may go on talking to the device
+            # other threads, such as DALI's, may keep using the device
             with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:
             self._tidy(current)
-            raise error.__context__ or error from None  # what the work raised; torch's own only says that it failed
+            raise error.__context__ or error from None  # the work's own error; torch's says only that it failed
         return graph.replay, result
 
     def _tidy(self, current: torch.cuda.Stream) -> None:
-        """A failed capture leaves torch on its stream, the allocator in its pool, the generator recording (2.11)."""
+        """Reset the stream, the allocator and the generator, which a failed capture leaves set (torch 2.11)."""
         torch.cuda.set_stream(current)
-        with suppress(AttributeError, RuntimeError):  # private to torch, and where it has tidied up itself an error
+        with suppress(AttributeError, RuntimeError):  # a private API, which raises if torch has cleaned up itself
             torch._C._cuda_endAllocateToPool(current.device_index, self.pool)
         with suppress(AttributeError, RuntimeError):
             generator = torch.cuda.default_generators[current.device_index]
@@ -73,7 +73,7 @@ class CudaGraphs:
 
 
 class CaptureError(Exception):
-    """Work that cannot be captured, with the reason."""
+    """The work cannot be captured, for the given reason."""
 
 
 class _Capturing:
@@ -87,12 +87,12 @@ class _Capturing:
 
 
 def capturing() -> bool:
-    """Whether what runs now is being captured: then nothing may be asked of the device, nor of its generators."""
+    """Return whether a capture is in progress, when neither the device nor its generators may be queried."""
     return _Capturing.now
 
 
 class Captured:
-    """`function` of tensors, run as it is for the first calls and from its captured kernels then.
+    """A function of tensors that runs eagerly for the first calls and replays its captured kernels afterwards.
 
     The result, tensors in any structure, is overwritten by the next call. Inputs are copied to where the kernels read.
     """
@@ -122,11 +122,11 @@ class Captured:
 
 
 class Graphs:
-    """`graphs(key, function, *inputs)`: `function(key, *inputs)`, captured once for each key and layout of inputs."""
+    """`graphs(key, function, *inputs)`: `function(key, *inputs)`, captured once per key and layout of the inputs."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.known: dict[Hashable, Captured] = {}  # the latest used last
+        self.known: dict[Hashable, Captured] = {}  # least recently used first
 
     def __call__(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: Tensor) -> Any:
         full = (key, tuple((t.shape, t.dtype, t.stride()) for t in inputs))

@@ -1,11 +1,11 @@
-"""How the validation loss moves with the weight of each pathway (Eq. 4 and 5).
+"""The gradient of the validation loss with respect to the weight of each pathway (Eq. 4 and 5).
 
 One optimizer step from theta gives theta' = theta - xi * d L_train / d theta + (terms without the weights a), so
 
     d L_val(theta') / d a_p = - w * h_p,    h_p = < d l_p(theta) / d theta , xi * v >,    v = d L_val(theta') / d theta
 
-where w is the scale of the feature losses and l_p the loss of pathway p. Both functions here give h `[P]`;
-`direction` is xi * v, up to a common factor: xi may differ between parameters.
+where w is the scale of the feature losses and l_p the loss of pathway p. `exact` and `finite_difference` return h `[P]`
+of a `direction`: xi * v, up to a common factor (xi may differ between parameters).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ RADIUS = 0.01  # of the finite difference: epsilon = RADIUS / norm(direction), a
 
 
 class Stateless:
-    """A module called at other values of its trained parameters, that leaves its buffers as they are.
+    """Calls a module with other values of its trained parameters and leaves its buffers unchanged.
 
-    The passes of the hypergradient must not move the BN statistics, which follow the train pass alone: each call
-    works on a scratch copy of the buffers. It computes in the type of the parameters it is given.
+    The passes of the hypergradient must not update the BN statistics, which follow the train pass alone, so each call
+    uses a scratch copy of the buffers. It computes in the type of the given parameters.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -42,8 +42,8 @@ class Stateless:
         self.names, self.parameters = list(trained), list(trained.values())
         self.frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
         self.scratch = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        # Each place of a tensor once, though its module may have two names: torch's own search for ties would lend such
-        # a place a tensor twice, and then give back the lent one.
+        # Each attribute that holds a tensor once, even if its module has two names: torch's own tie_weights would swap
+        # such an attribute twice, and then restore the swapped-in tensor.
         first = {id(tensor): name for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
         self.places = {
             f"{owner}.{name}" if owner else name: first[id(tensor)]
@@ -66,10 +66,10 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def step_sizes(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[float]:
-    """xi of each parameter: how far the optimizer's next step goes along its gradient.
+    """Return xi of each parameter: the factor of its gradient in the optimizer's next step.
 
-    SGD with momentum mu moves by lr times the gradient, with Nesterov by lr * (1 + mu) times; what it adds from
-    the momentum buffer and the weight decay does not depend on the gradient.
+    That is lr for SGD with momentum mu, and lr * (1 + mu) with Nesterov; what the momentum buffer and the weight decay
+    add does not depend on the gradient.
     """
     if type(optimizer) not in (torch.optim.SGD, SGD):
         raise UserError(
@@ -95,20 +95,20 @@ def exact(
     student_stage: Sequence[int],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """h `[P]` from one forward-mode pass of the student alone; no transform is run again.
+    """Return h `[P]` from one forward-mode pass of the student alone; no transform is run again.
 
     l_p depends on theta only through the student's map F_j it starts from, so h_p = < d l_p / d F_j , J_j xi v >.
 
-    student: the `Features` of the student; theta, direction: one tensor a parameter.
+    student: the `Features` of the student; theta, direction: one tensor per parameter.
     x: the train batch `[N, C, H, W]`.
     gradients: of the train loss at each pathway's own alias of F_j (`Pathways.sources`): factor_p * d l_p / d F_j;
-        None where F_j depends on nothing that is trained: h_p = 0.
-    factors: `[P]`, what these carry, w * a_p; where it is 0 nothing can be read and h_p = 0.
-    student_stage: j of each pathway, from 1; 0 where l_p depends on theta through the logits.
-    dtype: of the pass; that of theta by default. Autocast has no forward mode on a CPU: all of it is cast.
+        None if F_j depends on no trained parameter: h_p = 0.
+    factors: `[P]`, those in `gradients`, w * a_p; where one is 0, nothing can be recovered and h_p = 0.
+    student_stage: j of each pathway, from 1; 0 if l_p depends on theta through the logits.
+    dtype: of the pass; that of theta by default. Everything is cast: autocast has no forward mode on a CPU.
 
-    Forward mode sees a custom op without a forward rule as constant: keep such ops out of the student. It passes
-    through `torch.no_grad()`, where backward stops: a student that holds something fast has to `detach` it.
+    Forward mode treats a custom op without a forward rule as constant: keep such ops out of the student. It passes
+    through `torch.no_grad()`, where backward stops: a student must `detach` what it treats as constant.
     """
     # fused attention has no forward mode
     with forward_ad.dual_level(), FusedBatchNorm(), sdpa_kernel(SDPBackend.MATH):
@@ -145,16 +145,17 @@ def finite_difference(
     target: Tensor,
     radius: float,
 ) -> Tensor:
-    """h `[P]` as Eq. 5 has it: the losses at theta +- epsilon * direction, central, epsilon = radius / norm.
+    """Return h `[P]` of Eq. 5: central differences of the losses at theta +- epsilon * direction.
 
-    phi, the parameters of the transforms, are held. Zero where the direction is zero, NaN where it is not finite.
+    epsilon = radius / norm(direction). phi, the parameters of the transforms, is held fixed. h is zero if the direction
+    is, and NaN if it is not finite.
     """
     plus, minus, epsilon = perturb(theta, direction, radius)
     module = pathways.module
     assert isinstance(module, Pathways)
 
     def losses(shifted: Sequence[Tensor]) -> Tensor:
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):  # both passes drop out the same
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):  # the same dropout in both passes
             return pathways(phi, module.sources(student(shifted, x)), teacher, target, x.new_ones(len(module)))[1]
 
     difference = losses(plus) - losses(minus)
@@ -162,7 +163,7 @@ def finite_difference(
 
 
 def through_normalisation(h: Tensor, z: Tensor, normalise: Any, scale: Tensor | float) -> Tensor:
-    """d L_val / d z `[P]` from h: -w h through the normalisation's Jacobian.
+    """Return d L_val / d z `[P]` from h: -w h through the Jacobian of the normalisation.
 
     For the biased softmax: -w * a_p * (h_p - sum_q a_q h_q).
     """

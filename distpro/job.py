@@ -1,4 +1,4 @@
-"""A configuration made real: data, networks, loaders, and what is to be run (`distpro.phases` runs it)."""
+"""The objects that a configuration describes: data, networks, loaders, methods (`distpro.phases` runs them)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ TEST_BATCH = 500
 
 
 class Job:
-    """A configuration made real. Making one checks everything that can be checked before work is done.
+    """The objects that a configuration describes. The constructor checks all that can be checked beforehand.
 
-    Nothing is written before `open_folder`, so a mistake leaves no half-made folder.
+    It writes nothing (`open_folder` does), so an error leaves no incomplete folder.
     """
 
     def __init__(self, config: Filled, console: Console) -> None:
@@ -71,7 +71,7 @@ class Job:
         self.teacher = self.network(name, "teacher", config.teacher_pretrained)
         if weights is not None:
             self._same_pictures(load_checkpoint(self.teacher, weights), str(weights))
-        kept = published_classes(self.teacher) == self.data.num_classes  # else timm leaves the classifier out
+        kept = published_classes(self.teacher) == self.data.num_classes  # else timm drops the classifier's weights
         self.teacher_ready = weights is not None or (config.teacher_pretrained and kept)
         student = self.network(config.student, "student")
         readers = {
@@ -102,7 +102,7 @@ class Job:
         self.loader = self.train_loader(self.data.train)
         self.growing = self._growing()
         if "distpro" in self.methods and config.process in ("search", "online"):
-            train, validation = self.search_splits()  # too few pictures: told before a teacher is trained
+            train, validation = self.search_splits()  # too few images: fail before training a teacher
             self.train_loader(train)
             self.judging_loader(validation)
         self.test = self.test_loader(self.data.test)
@@ -110,12 +110,12 @@ class Job:
         self.folder = config.output or Path("output") / parallel.broadcast(name)
 
     def normalised(self) -> dict[str, str]:
-        """How a folder's pictures are normalised, for the header of weights that learn from them."""
+        """Return how a folder's images are normalised, for the header of weights trained on them."""
         told = {"mean": self.config.mean, "std": self.config.std}
         return {name: " ".join(map(str, values)) for name, values in told.items() if values is not None}
 
     def _same_pictures(self, facts: Mapping[str, Any], where: str) -> None:
-        """A `UserError` where the weights have learned from pictures that were normalised otherwise."""
+        """Raise a `UserError` if the weights were trained on images normalised differently."""
         theirs = {name: facts[name] for name in ("mean", "std") if name in facts}
         if theirs and theirs != self.normalised():
             flags = " ".join(f"{flag(name)} {value}" for name, value in theirs.items())
@@ -124,18 +124,18 @@ class Job:
     # -- what the configuration names ------------------------------------------------------------------------------
 
     def train_loader(self, split: Split) -> Loader:
-        """This process's share of batches of `--batch-size` pictures, augmented."""
+        """Return this rank's share of augmented batches of `--batch-size` images."""
         return self._loader(split, self.config.seed, augment=True, drop_last=True)
 
     def _growing(self) -> Loader | Growing:
-        """The batches of a student's training, as --size-schedule has them."""
+        """Return the batches of a student's training, with --size-schedule."""
         config, train = self.config, self.data.train
         if not config.size_schedule:
             return self.loader
         return Growing(lambda side: self.train_loader(train.sized(side)), config.size_schedule, config.epochs)
 
     def judging_loader(self, split: Split) -> Loader:
-        """The same for the validation loss of a search: batches of one size, if there is a whole one."""
+        """Return the batches of a search's validation loss: not augmented, and all full if at least one can be."""
         whole = len(split) >= self.config.batch_size
         return self._loader(split, self.config.seed + 1, augment=False, drop_last=whole)
 
@@ -147,11 +147,11 @@ class Job:
         return loader.shard(parallel.rank(), ranks)
 
     def test_loader(self, split: Split) -> Loader:
-        """This process's share of pictures to measure top-1 on, each once."""
+        """Return this rank's share of the images to evaluate on, each once."""
         return split.loader(TEST_BATCH, shuffle=False, augment=False).shard(parallel.rank(), parallel.world_size())
 
     def network(self, name: str, role: str, pretrained: bool = False, seed: int | None = None) -> nn.Module:
-        """A fresh network, the same for the same seed; the configuration's by default."""
+        """Return a new network, initialised from `seed` (default: the configuration's)."""
         torch.manual_seed(self.config.seed if seed is None else seed)
         channels, size = self.data.shape[0], self.data.shape[1]
         model = own_network(name, role, self.data.num_classes, channels)
@@ -162,7 +162,7 @@ class Job:
         return model.to(self.device)
 
     def _methods_that_fit(self, student: nn.Module) -> list[str]:
-        """What is to be run. One that does not fit the pair is a mistake, or among "all" left out with a warning."""
+        """Return the methods to run; raise if one does not fit the pair, or with "all" leave it out with a warning."""
         if self.config.method != "all":
             self._check(student, self.config.method)
             return [self.config.method]
@@ -174,12 +174,12 @@ class Job:
             except UserError as error:
                 self.console.warn(f"{kind} is left out: {error}")
         every = dict.fromkeys([*LABELS, *METHODS])
-        if self.config.process == "uniform":  # then that is what distpro is
+        if self.config.process == "uniform":  # then distpro is the same
             del every["uniform"]
         return [method for method in every if base(method) in fitting]
 
     def _check(self, student: nn.Module, kind: str) -> None:
-        """Make the method for this pair once, for the mistakes it finds."""
+        """Create the method for this pair once, to raise its errors early."""
         Distiller(
             student,
             self.teacher,
@@ -191,13 +191,13 @@ class Job:
         )
 
     def search_splits(self) -> tuple[Split, Split]:
-        """The pictures that a search trains on, and those that judge it: training pictures all of them."""
+        """Split the training images into those that a search trains on and those that validate it."""
         config = self.config
         samples = None if config.process == "online" else config.search_samples
         return holdout(arranged(self.data, samples=samples).train, config.val_fraction, config.seed)
 
     def shared(self) -> dict[str, Any]:
-        """What every training of the job is called with."""
+        """Return the arguments that all trainings of the job share."""
         config = self.config
         return {
             "image": self.data.shape,
@@ -210,14 +210,14 @@ class Job:
         }
 
     def options(self, kind: str, process: Process | None) -> dict[str, Any]:
-        """The options of a method that the configuration gives."""
+        """Return the options of a method that the configuration sets."""
         values = {**self.config.plain(), "process": process}
         if kind == "reviewkd":
             values["kd_weight"] = self.config.reviewkd_weight
         return {name: values[name] for name in METHODS[kind].options if values.get(name) is not None}
 
     def _given_process(self) -> Process | None:
-        """The process of a file, fitted to this pair; None where it is to be searched or uniform."""
+        """Return the process of a file, fitted to this pair; None if it is searched, online or uniform."""
         what = self.config.process
         if self.config.method not in ("all", "distpro") or what in NO_FILES:
             return None
@@ -228,5 +228,5 @@ class Job:
 
 
 def base(method: str) -> str:
-    """The name in `METHODS`: "uniform" is distpro with uniform weights."""
+    """Return the name in `METHODS`: "uniform" is distpro with uniform weights."""
     return "distpro" if method == "uniform" else method

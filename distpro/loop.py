@@ -1,4 +1,4 @@
-"""The one training loop: teacher, search and every method run through it."""
+"""The training loop of teachers, searches and all methods."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from distpro.errors import UserError
 from distpro.files import whole_file
 from distpro.transforms import as_shape
 
-CHECK_EVERY = 100  # steps between looks at the loss on the host; each look waits for the device
+CHECK_EVERY = 100  # steps between checks that the loss is finite, each of which synchronises with the device
 
 
 class Step(Protocol):
-    """One training step: losses of a batch on the device, "loss" among them; the parameters are moved."""
+    """One training step: updates the parameters and returns the losses of a batch, "loss" among them, on the device."""
 
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]: ...
 
@@ -32,30 +32,30 @@ class Step(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def settle(self) -> None:
-        """Before and after an epoch: what the ranks of a job hold of their own becomes one."""
+        """Synchronise the state of all ranks, before the first epoch and after each."""
 
 
 class Observer:
-    """Hears of a training; this one keeps silent."""
+    """Callbacks of a training; here they do nothing."""
 
     def start(self, name: str, steps: int, done: int) -> None:
-        """A training of so many steps begins, `done` of them in an earlier run."""
+        """A training of `steps` steps begins, `done` of which an earlier run took."""
 
     def advance(self) -> None:
         """A step was taken."""
 
     def epoch(self, row: dict[str, float]) -> None:
-        """An epoch ended with this row of history."""
+        """An epoch ended, with this row of the history."""
 
     def note(self, sentence: str) -> None:
-        """Something to know of how it runs."""
+        """A message about how the training runs."""
 
     def stop(self) -> None:
-        """The training ended, or was broken off."""
+        """The training ended or was interrupted."""
 
 
 def picture_shape(loader: Any, image: Sequence[int] | None = None) -> tuple[int, int, int]:
-    """`image`, or `[C, H, W]` of the pictures of a loader; a `UserError` where `fit` could not train with it."""
+    """Return `image`, or else the shape of a loader's images; raise a `UserError` if `fit` cannot use the loader."""
     expected = "expected an iterable of batches (x [N, C, H, W], y [N]) with a length"
     if not hasattr(loader, "__len__"):
         raise UserError(f"a {type(loader).__name__} has no length: {expected}")
@@ -91,28 +91,29 @@ def fit(
     observer: Observer | None = None,
     max_steps: int | None = None,
 ) -> list[dict[str, float]]:
-    """Train for `epochs` passes over `loader` and return one row an epoch: losses, lr, what `evaluate` says.
+    """Train for `epochs` passes over `loader` and return one row per epoch: losses, lr, the results of `evaluate`.
 
-    A row has the cost, too: "seconds", the "images" that all processes took in, and "wait_seconds", in which this
-    process stood waiting for a batch; a GPU may have been busy meanwhile, so it is the most that data can have cost.
+    A row also has the cost: "seconds", the "images" of all ranks, and "wait_seconds", the time this rank waited for
+    batches: an upper bound on the cost of data loading, since a GPU may have been busy meanwhile.
 
-    loader: iterable of `(x, y)` with a length; where it has `set_epoch`, epoch e is the same in every run.
-    progress, as `step` hears it, goes from 0 at the first step to 1 at the last.
-    checkpoint: written whole after every epoch; with `resume` a training goes on from it, to the same numbers.
-    max_steps: end after so many steps, with the learning rates of the whole training; such an epoch is not saved.
-    A loss that is not finite ends the training with a `UserError`; the last checkpoint stays.
+    step: is called with the progress of the training, from 0 at the first step to 1 at the last.
+    loader: iterable of `(x, y)` with a length; if it has `set_epoch`, epoch e is the same in every run.
+    checkpoint: written atomically after every epoch; with `resume`, training continues from it, to the same results.
+    max_steps: stop after this many steps, with the learning rates of the whole training; a partial epoch is not saved.
+
+    A loss that is not finite ends the training with a `UserError`; the last checkpoint is kept.
     """
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        # it keeps the 16-bit copies of weights that it has made until it ends: a step would not see the one before
+        # its cache would keep 16-bit copies of the weights, so that a step would not see the update of the one before
         raise UserError("a training inside torch.autocast: give it precision=Precision(amp=torch.bfloat16) instead")
     observer = observer or Observer()
     history: list[dict[str, float]] = []
     if resume and checkpoint is not None and checkpoint.is_file():
         history = _restore(checkpoint, step, scheduler)
     else:
-        step.settle()  # says at once where the ranks begin with networks of their own
+        step.settle()  # fails at once if the ranks start from different networks
         if parallel.rank():
-            torch.manual_seed(torch.initial_seed() + parallel.rank())  # dropout unlike that of rank 0
+            torch.manual_seed(torch.initial_seed() + parallel.rank())  # dropout differs from rank 0's
     length = len(loader)
     total = epochs * length
     last = total if max_steps is None else min(total, max_steps)
@@ -140,7 +141,7 @@ def fit(
 
 
 def cost(history: list[dict[str, float]]) -> dict[str, float]:
-    """Of a training: "seconds", "images_per_second", the same without waiting for data, and the share of waiting."""
+    """Return a training's seconds, images per second, the same without waits for data, and the fraction of waiting."""
     seconds, images, waited = (sum(row[key] for row in history) for key in ("seconds", "images", "wait_seconds"))
     return {
         "seconds": seconds,
@@ -160,7 +161,7 @@ def _epoch(
     where: str,
 ) -> dict[str, float]:
     sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}  # a loss need not be there at every step
+    counts: dict[str, int] = {}  # a step need not have every loss
     for count, (x, y) in enumerate(batches, 1):
         losses = step(x, y, (done + count - 1) / max(1, total - 1))
         scheduler.step()
@@ -179,7 +180,7 @@ def _epoch(
 
 
 class _Batches:
-    """One pass over a loader, or the first `most` batches of it: how many pictures came, and how long they took."""
+    """One pass over a loader, or its first `most` batches, that counts the images and the seconds of waiting."""
 
     def __init__(self, loader: Iterable[tuple[Tensor, Tensor]], most: int | None) -> None:
         self.source = itertools.islice(loader, most)
@@ -205,9 +206,9 @@ def _finite(loss: float, where: str) -> None:
 def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]]) -> None:
     rng = parallel.all_gather(torch.get_rng_state())
     device_rng = None
-    if torch.cuda.is_initialized():  # a student with dropout draws from the generator of its process's GPU
+    if torch.cuda.is_initialized():  # dropout draws from the generator of the rank's GPU
         device_rng = parallel.all_gather(torch.cuda.get_rng_state())
-    if not parallel.is_primary():  # the others would write, and drop, all the weights
+    if not parallel.is_primary():  # the others would write all the weights to a discarded file
         return
     state: dict[str, Any] = {"step": step.state_dict(), "scheduler": scheduler.state_dict(), "history": history}
     state |= {"rng": rng, "device_rng": device_rng}
@@ -222,9 +223,9 @@ def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, f
             raise UserError(f"it is of a job of {len(state['rng'])} processes, not {parallel.world_size()}")
         step.load_state_dict(state["step"])
         scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"][parallel.rank()].clone())  # of a view torch 2.14 reads what is not its own
+        torch.set_rng_state(state["rng"][parallel.rank()].clone())  # of a view, torch 2.14 reads data outside it
         if state.get("device_rng") is not None and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(state["device_rng"][parallel.rank()].clone())
         return state["history"]
-    except Exception as error:  # any torn or foreign file: torch has no common error for them
+    except Exception as error:  # a truncated or foreign file: torch has no common error for them
         raise UserError(f"cannot resume from '{path}': {str(error).splitlines()[0]}") from error

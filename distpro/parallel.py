@@ -1,10 +1,10 @@
-"""One job in several processes, one a GPU, as torchrun starts them: `torchrun --nproc-per-node=8 -m distpro.train ...`
+"""One job in several processes, one per GPU, as started by `torchrun --nproc-per-node=8 -m distpro.train ...`
 
-Every process runs the same program on its share of each batch. What makes them one job is here: gradients, losses and
-statistics are averaged, and rank 0 alone speaks and writes. In a process of its own, all of this does nothing.
+Every rank runs the same program on its share of each batch; gradients, losses and statistics are averaged, and only
+rank 0 prints and writes. In a single process, all of this does nothing.
 
 Gradients are averaged after the backward, not by DistributedDataParallel during it: the search takes its gradients
-from `torch.autograd.grad`, which DDP's hooks do not see, and a dropped pathway has none, which DDP must search for.
+from `torch.autograd.grad`, which bypasses DDP's hooks, and a dropped pathway has none, which DDP must search for.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 
 def local_device(device: torch.device) -> torch.device:
-    """This process's own GPU, where torchrun started several processes; else `device`, as it is."""
+    """Return this rank's GPU if torchrun started several processes, else `device` unchanged."""
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     return device if alone or device.type != "cuda" else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 def begin(device: torch.device) -> torch.device:
-    """Make this process's device, which it gives, the one of the process, and join those that torchrun started."""
+    """Select this rank's device, join the process group of torchrun, if any, and return the device."""
     device = local_device(device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -44,7 +44,7 @@ def begin(device: torch.device) -> torch.device:
 
 
 def end() -> None:
-    """Leave the other processes, once all of them are done."""
+    """Leave the process group, at the end of a job."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -58,12 +58,12 @@ def world_size() -> int:
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that speaks and writes."""
+    """Return whether this is the rank that prints and writes."""
     return rank() == 0
 
 
 def _reduced(tensor: Tensor) -> Tensor:
-    """The sum over all ranks, in place."""
+    """Sum a tensor over all ranks, in place."""
     try:
         dist.all_reduce(tensor)
     except RuntimeError as error:
@@ -75,13 +75,13 @@ def _reduced(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over all ranks, as a new tensor."""
+    """Return the sum over all ranks, as a new tensor."""
     return tensor if world_size() == 1 else _reduced(tensor.clone())
 
 
 @torch.no_grad()
 def all_reduce_mean(tensors: Iterable[Tensor | None]) -> None:
-    """Let each tensor be its mean over the ranks, in place; None, on every rank, is left alone. One call a dtype."""
+    """Average each tensor over the ranks in place, with one call per dtype; skip what is None (on every rank)."""
     if world_size() == 1:
         return
     alike: dict[torch.dtype, list[Tensor]] = defaultdict(list)
@@ -95,7 +95,7 @@ def all_reduce_mean(tensors: Iterable[Tensor | None]) -> None:
 
 
 def broadcast(value: T) -> T:
-    """What rank 0 says it is."""
+    """Return the value of rank 0."""
     if world_size() == 1:
         return value
     box = [value]
@@ -104,7 +104,7 @@ def broadcast(value: T) -> T:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """`tensor` of every rank, `[ranks, ...]`; it may lie on any device."""
+    """Return the stacked tensors of all ranks, `[ranks, ...]`; they may be on any device."""
     if world_size() == 1:
         return tensor[None]
     boxes: list[Any] = [None] * world_size()
@@ -113,10 +113,10 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def settle(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
-    """Before and after an epoch: one set of BN statistics for all ranks, their mean, as timm's `--dist-bn reduce`.
+    """Average the BN statistics over the ranks, as timm's `--dist-bn reduce`.
 
-    A `UserError` where parameters, or `others`, are not the same on every rank: they have to be, bit for bit, since
-    they begin with one seed, and each rank moves them by the same averaged gradients.
+    Raise a `UserError` if parameters, or `others`, differ between ranks: they must agree bit for bit, since they start
+    from one seed and every rank updates them with the same averaged gradients.
     """
     if world_size() == 1:
         return
@@ -131,7 +131,7 @@ def settle(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
 
 
 class _Mean(torch.autograd.Function):
-    """The mean over the ranks, with both derivatives: of a loss that is the sum of the ranks' own losses."""
+    """The mean over the ranks, with reverse and forward derivatives, for a loss that is the sum of the ranks'."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -148,11 +148,11 @@ class _Mean(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BN over the batches of all ranks together, which have the same size; see `convert_sync_batchnorm`.
+    """BN over the batches of all ranks, which have the same size; see `convert_sync_batchnorm`.
 
-    torch.nn.SyncBatchNorm runs on no CPU and has no forward mode, which the exact hypergradient needs.
-    The statistics are of at least float32, the variance about the mean that is known then: E[x^2] - E[x]^2 in one
-    message would lose all digits of a channel whose mean is 1000 deviations.
+    torch.nn.SyncBatchNorm does not run on a CPU and has no forward mode, which the exact hypergradient needs.
+    Statistics are at least float32, and the variance is computed about the reduced mean: E[x^2] - E[x]^2 in one
+    message would lose all digits of a channel whose mean is 1000 standard deviations.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        if not self.track_running_stats:  # a usual way to let them rest for a while
+        if not self.track_running_stats:  # a usual way to freeze them temporarily
             return
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -183,25 +183,25 @@ class SyncBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
 
     def _after(self, x: Tensor) -> Tensor:
-        """timm's normalisations hold a dropout and the activation."""
-        for part in ("drop", "act"):  # no class attribute could be their default: it would hide the submodule
+        """Apply the dropout and the activation that timm's normalisations contain."""
+        for part in ("drop", "act"):  # a default as class attribute would hide the submodule
             if isinstance(after := getattr(self, part, None), nn.Module):
                 x = after(x)
         return x
 
     def _check_input_dim(self, x: Tensor) -> None:
-        """Any number of dimensions."""
+        """Accept any number of dimensions."""
 
 
 KNOWN = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, SyncBatchNorm.forward)
 
 
 def convert_sync_batchnorm(module: nn.Module) -> None:
-    """Make every BN in `module` a `SyncBatchNorm` where it stands: its keys stay, and whoever reads it by hooks."""
+    """Turn every BN in `module` into a `SyncBatchNorm` in place, keeping its state-dict keys and hooks."""
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             if type(part).forward not in KNOWN and type(part).__name__ not in ("BatchNormAct2d", "SyncBatchNormAct"):
                 raise UserError(f"--sync-bn: the {type(part).__name__} of this network has a forward of its own")
-            if is_parametrized(part):  # its class holds what its weight is made of
+            if is_parametrized(part):  # its class defines how its weight is computed
                 raise UserError("--sync-bn: a BN of this network is parametrised (torch.nn.utils.parametrize)")
             part.__class__ = SyncBatchNorm

@@ -1,4 +1,4 @@
-"""The phases of a job: its teacher made ready, a process searched, one student a method trained."""
+"""The phases of a job: prepare the teacher, search a process, train a student per method."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from distpro.recipe import Recipe
 from distpro.tasks import Classification, Metrics
 from distpro.trials import search_by_trials
 
-FINE_TUNING = 0.1  # of the learning rate, for a teacher whose published body is kept
-MOST_LOST = 0.3  # points of top-1 that a teacher's short type may cost before a warning
+FINE_TUNING = 0.1  # times the learning rate, for a pretrained teacher with a new classifier
+MOST_LOST = 0.3  # points of top-1 that --teacher-precision may cost without a warning
 
 
 # -- the teacher -----------------------------------------------------------------------------------------------------
 
 
 def prepare_teacher(job: Job) -> Metrics:
-    """Train the teacher where no weights were given; measure it, and say so."""
+    """Train the teacher if it has no weights for these classes; evaluate it and report its accuracy."""
     config, console = job.config, job.console
     if not job.teacher_ready:
         _train_teacher(job)
@@ -68,7 +68,7 @@ def _train_teacher(job: Job) -> None:
 
 
 def _check_precision(job: Job, full: Metrics) -> None:
-    """Say what the teacher is worth in the type that it will run in."""
+    """Report the teacher's accuracy in the type that it will run in."""
     config = job.config
     reader = Teacher(job.teacher, job.data.shape, config.teacher_layers, config.pooled, config.precision())
     top1 = Classification().evaluate(reader, job.test).top1
@@ -83,7 +83,7 @@ def _check_precision(job: Job, full: Metrics) -> None:
 
 
 def search(job: Job) -> Process:
-    """Phase 1 on the training pictures, split anew; `process.safetensors` is its result."""
+    """Search a process on a split of the training images and save it, or load a finished one with --resume."""
     config, path = job.config, job.folder / "process.safetensors"
     if config.resume and path.is_file():
         return Process.load(path).fit(job.pathways)
@@ -139,7 +139,7 @@ def _by_gradient(job: Job, student: Any, recipe: Recipe, **options: Any) -> Proc
 
 
 def _facts(job: Job, epochs: int) -> dict[str, Any]:
-    """What a process file says of where it is from."""
+    """Return the metadata of a process file."""
     config = job.config
     return {
         "teacher": config.teacher,
@@ -157,7 +157,7 @@ def _facts(job: Job, epochs: int) -> dict[str, Any]:
 
 
 def run_method(job: Job, method: str, process: Process | None = None) -> dict[str, Any]:
-    """Train one student; `method` is a method's name, or "uniform" for distpro with uniform weights."""
+    """Train one student and return its results; method "uniform" is distpro with uniform weights."""
     config, kind = job.config, base(method)
     student = job.network(config.student, "student")
     folder = job.folder / method if config.method == "all" else job.folder

@@ -1,7 +1,7 @@
-"""Training steps in two halves, what the host decides and what the device does, so that a CUDA graph can hold them.
+"""Training steps split into what the host decides and what the device does, so that a CUDA graph can capture them.
 
-A step of a small network is some hundreds of launches, and the host is slower with them than the GPU. As a graph it is
-one launch: numbers that change (rates, weights) reach it in a tensor, what changes the kernels chooses the graph.
+A step of a small network is some hundreds of launches, which the host issues more slowly than the GPU runs them. A
+graph is one launch: numbers that change (rates, weights) reach it in a tensor; what changes the kernels selects it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from distpro.precision import to_device
 
 
 class Plan(NamedTuple):
-    """What the host decides of a step.
+    """The host's decisions for a step.
 
-    key: everything that changes which kernels run.
-    numbers: `[K]` float64 on the CPU, what changes from step to step.
-    batches: tensors on the device beside the train batch.
+    key: everything that determines which kernels run.
+    numbers: `[K]` float64 on the CPU, values that change from step to step.
+    batches: tensors on the device besides the train batch.
     """
 
     key: tuple[Any, ...] = ()
@@ -35,23 +35,23 @@ class Plan(NamedTuple):
 
 
 class PlannedStep(Step):
-    """A training step in the parts that a graph needs apart; called, it runs them one after the other."""
+    """A training step in the separate parts that a graph needs; a call runs them one after another."""
 
     optimizer: torch.optim.Optimizer
 
     @abstractmethod
     def plan(self, progress: float) -> Plan:
-        """On the host, before the step."""
+        """Run on the host, before the step."""
 
     @abstractmethod
     def take(self, x: Tensor, y: Tensor, plan: Plan) -> dict[str, Tensor]:
-        """On the device alone: reads nothing back. `plan.numbers` are there."""
+        """Run on the device only, reading nothing back; `plan.numbers` are on the device."""
 
     def after(self) -> None:
-        """What is left to do when the step is taken."""
+        """Run on the host, after the step."""
 
     def why_eager(self) -> str | None:
-        """Why this step cannot be captured, if it cannot; asked after a step was taken."""
+        """Return why this step cannot be captured, or None if it can; called once a step was taken."""
         return f"{parallel.world_size()} processes share the batch" if parallel.world_size() > 1 else None
 
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ class PlannedStep(Step):
 
 
 class Graphed:
-    """A step that is replayed as graphs, to the same parameters; eager for good, with a reason, where it must be."""
+    """A step replayed as graphs, to the same parameters; it reports why if it has to fall back to eager for good."""
 
     def __init__(self, step: PlannedStep, backend: Backend, say: Callable[[str], None] = lambda line: None) -> None:
         self.step, self.say = step, say
@@ -88,7 +88,7 @@ class Graphed:
         return losses
 
     def _take(self, key: tuple[Any, ...], x: Tensor, y: Tensor, numbers: Tensor, *batches: Tensor) -> dict[str, Tensor]:
-        """The step's own, with the learning rates on the device, which its schedule keeps on the host."""
+        """Call `step.take` with the learning rates on the device; the scheduler keeps them on the host."""
         groups = self.step.optimizer.param_groups
         rates, numbers = numbers[: len(groups)], numbers[len(groups) :]
         on_host = [group["lr"] for group in groups]
@@ -115,15 +115,15 @@ class Graphed:
 
 
 def graphed(step: PlannedStep, device: torch.device, observer: Observer, wanted: bool | None = None) -> Step:
-    """The step as graphs on a GPU, unless they are not wanted; elsewhere the step itself."""
+    """Return the step as graphs on a GPU, unless `wanted` is False; elsewhere the step itself."""
     check_graphs(device, wanted)
     if device.type != "cuda" or wanted is False:
         return step
-    gc.collect()  # the graphs of an earlier training hold one another, and much memory
+    gc.collect()  # the graphs of an earlier training are in reference cycles and hold much memory
     return Graphed(step, CudaGraphs(device), observer.note)
 
 
 def check_graphs(device: torch.device, wanted: bool | None) -> None:
-    """A `UserError` where graphs are asked for and cannot be."""
+    """Raise a `UserError` if graphs are wanted on a device without them."""
     if wanted and device.type != "cuda":
         raise UserError(f"CUDA graphs need a GPU, this job runs on {device.type}: leave --cuda-graphs out")

@@ -1,4 +1,4 @@
-"""One step of the search: the student down the train loss, the raw weights of the process down the validation loss."""
+"""One step of the search: the student descends the train loss, the process's raw weights the validation loss."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from distpro.planned_step import Plan, PlannedStep
 from distpro.process import NORMALISATIONS, warmed
 
 HYPERGRADIENTS = ("exact", "finite-difference")
-ALPHA_BETAS = (0.5, 0.9)  # of Adam on z; a second moment that remembers 1000 steps would hold z fast
+ALPHA_BETAS = (0.5, 0.9)  # of Adam on z; a second moment over 1000 steps would freeze z
 LITERAL_BETAS = (0.5, 0.999)  # those of DARTS and of the authors' release
 
 
 class TrainPass(NamedTuple):
-    """What a train pass leaves for the hypergradient."""
+    """What the hypergradient needs of a train pass."""
 
     losses: dict[str, Tensor]
     at_sources: tuple[Tensor | None, ...]  # the loss's gradient at each pathway's own alias of the student's map
-    factors: Tensor  # w * a_p `[P]`, which these gradients carry
-    taught: Output  # what the teacher says of the batch
+    factors: Tensor  # w * a_p `[P]`, included in these gradients
+    taught: Output  # the teacher's
 
 
 class SearchStep(PlannedStep):
     """One step of the student on a train batch, and one of the raw weights z down the validation loss.
 
-    Per step (DESIGN: Eq. 2, 4, 5): the train backward gives the gradient of the student and, at an alias of the
-    student's map for each pathway, that pathway's own; the optimizer's real step gives theta', which stays; the
-    student alone is differentiated on the validation batch at theta'; the hypergradient is read at theta; Adam
-    moves z. Passes other than the train pass leave every buffer alone.
+    Per step (Eq. 2, 4, 5): the train backward gives the gradient of the student and, at each pathway's own alias of
+    the student's map, that pathway's; the optimizer's actual step gives theta', which is kept; the student alone is
+    differentiated on the validation batch at theta'; the hypergradient is computed at theta; Adam updates z. Only the
+    train pass updates buffers.
 
-    distiller: of method "distpro", whose networks, pathways, task, weight, warm-up and precision these are; not its
-        process, which is what is sought.
+    distiller: of method "distpro"; its networks, pathways, task, weight, warm-up and precision are used, but not its
+        process, which is searched.
     optimizer: plain SGD over `distiller.trainable_parameters()`.
-    validation: an iterable of `(x, y)`, gone through again and again; its loss is the task's, without label smoothing.
-    alpha_first: z moves first and the train step is taken again with the new weights (Algorithm 1 read literally).
-    alpha_every: z moves at every N-th step only, N times as far.
-    literal_xi: leave the student's step size xi in what Adam sees, as Eq. 4 has it, and give Adam the betas of the
-        release. Its second moment then remembers the large early gradients, so z freezes for some thousand steps once
-        the learning rate has dropped; without it z moves alike at every learning rate.
-    radius: of the finite difference: epsilon = radius / norm of its direction. It is float32 whatever the precision: a
+    validation: an iterable of `(x, y)`, repeated endlessly; its loss is the task's, without label smoothing.
+    alpha_first: update z first and take the train step again with the new weights (Algorithm 1 read literally).
+    alpha_every: update z only every N steps, with N times the learning rate.
+    literal_xi: keep the student's step size xi in the gradient that Adam sees, as in Eq. 4, and use the release's
+        betas. Adam's second moment then remembers the large early gradients, so z freezes for some thousand steps once
+        the learning rate has dropped; without literal_xi, z moves alike at every learning rate.
+    radius: of the finite difference: epsilon = radius / norm(direction). It is computed in float32 at any precision: a
         difference of two nearly equal losses would keep few digits of a shorter type.
-    z_record: z as used at each step, `[steps, P]`.
+    z_record (attribute): z as used at each step, `[steps, P]`.
     """
 
     def __init__(
@@ -97,17 +97,17 @@ class SearchStep(PlannedStep):
         self.task, self.judge = distiller.task, distiller.validation_loss
         device = self.theta[0].device
         self.z = torch.ones(len(self.pathways), device=device, dtype=self.theta[0].dtype)
-        on_gpu = device.type == "cuda"  # there Adam counts its steps on the device, as a graph has to
+        on_gpu = device.type == "cuda"  # where Adam counts its steps on the device, as a graph requires
         betas = LITERAL_BETAS if literal_xi else ALPHA_BETAS
         self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=betas, capturable=on_gpu)
         self.z_used = self.z.clone()
         self.z_record = torch.zeros(steps, len(self.pathways), device=device)
         self.taken = 0
         self.draws = False  # whether the last train pass drew random numbers
-        step_sizes(optimizer, self.theta)  # refuses an optimizer that cannot be differentiated before work is done
+        step_sizes(optimizer, self.theta)  # fails early on an optimizer that cannot be differentiated
 
     def plan(self, progress: float) -> Plan:
-        """The scale of the losses and the step sizes of now; a validation batch where z is to move."""
+        """Return the current scale of the losses, and if z is to move, the step sizes and a validation batch."""
         self.scale = self.full_scale * warmed(progress, self.warm_up)
         if self.taken % self.alpha_every:
             return Plan((), torch.tensor([self.scale], dtype=torch.float64))
@@ -140,12 +140,12 @@ class SearchStep(PlannedStep):
     def why_eager(self) -> str | None:
         if self.hypergradient != "exact":
             return f"hypergradient {self.hypergradient} sets the state of the random numbers"
-        if self.draws:  # from torch's generators; what Python's or numpy's give is not seen, nor drawn again
+        if self.draws:  # from torch's generators; draws from Python's or numpy's are neither seen nor repeated
             return "the student draws random numbers (dropout), and the hypergradient has to draw the same"
         return super().why_eager()
 
     def _train_step(self, x: Tensor, y: Tensor, scale: Tensor) -> TrainPass:
-        """Move theta and phi down the gradient of Eq. 2 with the weights of now."""
+        """Move theta and phi down the gradient of Eq. 2 with the current weights."""
         factors = scale * self.normalise(self.z)
         with self.precision.autocast(x.device):
             with record_function("teacher"):
@@ -159,7 +159,7 @@ class SearchStep(PlannedStep):
                 loss = task + feature_loss
         parameters = [*self.theta, *self.phi]
         with record_function("backward"):
-            # stages that lie before all that is trained have none
+            # stages before all trained parameters have no gradient
             reached = [source for source in sources if source.requires_grad]
             gradients = torch.autograd.grad(loss, [*parameters, *reached], allow_unused=True)
         parallel.all_reduce_mean(gradients[: len(parameters)])
@@ -167,12 +167,12 @@ class SearchStep(PlannedStep):
         at_sources = tuple(next(rest) if source.requires_grad else None for source in sources)
         for parameter, gradient in zip(parameters, gradients, strict=False):
             if gradient is not None and gradient.stride() != parameter.stride():
-                # as backward() would: one such gradient sends SGD from one launch for all to two a parameter
+                # as backward() does: one such gradient makes SGD launch two kernels per parameter, not one for all
                 gradient = torch.empty_like(parameter).copy_(gradient)
             parameter.grad = gradient
         with record_function("optimizer"):
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)  # nothing stale for the validation gradient to meet
+            self.optimizer.zero_grad(set_to_none=True)  # leaves no stale gradient to the validation
         losses = {"loss": loss.detach(), "task": task.detach()}
         return TrainPass(losses, at_sources, factors, taught)
 
@@ -196,7 +196,7 @@ class SearchStep(PlannedStep):
             for g, p, share in zip(v, theta, plan.key, strict=True)
         ]
 
-        # where the train pass drew random numbers (dropout), these draw the same
+        # repeat the random numbers (dropout) of the train pass
         again = _from_random_state(random, x.device) if random is not None and self.draws else nullcontext()
         with record_function("hypergradient"), again:
             if self.hypergradient == "exact":
@@ -207,11 +207,11 @@ class SearchStep(PlannedStep):
             else:
                 maps = [t.float() if t.element_size() < 4 else t for t in train.taught.maps]
                 taught = Output(train.taught.logits, maps)
-                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 errs by 1.2 % here
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 is off by 1.2 % here
                     h = finite_difference(
                         self.stateless, self.stateless_pathways, theta, phi, direction, x, taught, y, self.radius
                     )
-        parallel.all_reduce_mean([h])  # of the mean loss: what a rank has at its maps is of the sum
+        parallel.all_reduce_mean([h])  # for the mean loss: a rank's gradients at its maps are those of the sum
         gradient = through_normalisation(h, self.z, self.normalise, scale)
         most = plan.numbers[1].to(gradient.dtype)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
@@ -219,7 +219,7 @@ class SearchStep(PlannedStep):
         return train.losses | {"val": val_loss.detach()}
 
     def _snapshot(self) -> list[tuple[Tensor, Tensor]]:
-        """Every tensor that a train step moves, with a copy: parameters, buffers, momentum."""
+        """Return every tensor that a train step changes, with a copy: parameters, buffers, momentum."""
         moving = [*self.theta, *self.phi, *self.student.buffers(), *self.pathways.buffers()]
         state = self.optimizer.state
         moving += [b for p in (*self.theta, *self.phi) if (b := state[p].get("momentum_buffer")) is not None]
@@ -232,7 +232,7 @@ class SearchStep(PlannedStep):
         known = {id(tensor) for tensor, _ in kept}
         for state in self.optimizer.state.values():
             if state.get("momentum_buffer") is not None and id(state["momentum_buffer"]) not in known:
-                state["momentum_buffer"] = None  # made by the step that is taken back
+                state["momentum_buffer"] = None  # created by the step that is undone
 
     def settle(self) -> None:
         parallel.settle([self.student, self.pathways], [self.z])
@@ -267,7 +267,7 @@ class SearchStep(PlannedStep):
 
 
 def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches without end, epoch after epoch, from batch `start` on."""
+    """Yield batches endlessly, epoch after epoch, from batch `start` on."""
     epoch, step = divmod(start, len(loader))
     while True:
         if hasattr(loader, "set_epoch"):
@@ -281,7 +281,7 @@ def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """Of the generators that a pass on this device draws from; on the host, and without waiting."""
+    """Return the states of the generators that a pass on this device draws from, without synchronising."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 

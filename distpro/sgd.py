@@ -1,4 +1,4 @@
-"""SGD whose learning rates may lie on the device."""
+"""SGD whose learning rates may be on the device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class SGD(torch.optim.SGD):
-    """torch.optim.SGD, and the same with learning rates that are tensors, so that a CUDA graph can hold its step.
+    """torch.optim.SGD that also takes learning rates as tensors, so that a CUDA graph can capture its step.
 
-    Torch's own ways do not serve there: the one over lists of tensors reads such a rate back to the host; the fused one
-    takes no list in which only some have a momentum yet, as when a dropped pathway returns, and no gradient whose
-    strides are not its parameter's. State and results are torch's, up to the rounding of the last product.
+    Torch's implementations cannot: foreach reads such a rate back to the host; fused takes neither a list in which only
+    some parameters have a momentum buffer yet, as when a dropped pathway returns, nor a gradient whose strides differ
+    from its parameter's. State and results are torch's, up to the rounding of the last product.
     """
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Forward mode through batch norm with the kernel of its backward."""
+"""Forward mode through batch norm, by the kernel of its backward."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BATCH_NORM = inspect.signature(F.batch_norm)
 
 
 class FusedBatchNorm(TorchFunctionMode):
-    """While it is on, a tangent passes a batch norm in train mode in a few passes over the map; torch's rule makes ten.
+    """While active, takes a tangent through a train-mode batch norm in a few passes over the map; torch takes ten.
 
-    The derivative of x_hat = (x - mean) / std by x is a symmetric operator: the kernel of the backward, given a tangent
-    in place of a gradient, gives what becomes of it.
+    The Jacobian of x_hat = (x - mean) / std with respect to x is symmetric: the backward kernel, given the tangent of x
+    in place of a gradient, returns the tangent of the output.
     """
 
     def __torch_function__(
