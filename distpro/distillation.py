@@ -68,7 +68,7 @@ class DistillStep(PlannedStep):
         moment = Moment(plan.numbers.float(), *plan.key)
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
-        for part, labels in zip(x.chunk(self.parts), y.chunk(self.parts), strict=True):
+        for part, labels in zip(x.tensor_split(self.parts), y.tensor_split(self.parts), strict=True):
             terms = self.distiller.losses(part, labels, moment)
             if self.parts > 1:
                 terms = {name: value * (len(part) / len(x)) for name, value in terms.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import time
 import warnings
@@ -43,9 +44,11 @@ def flag(name: str) -> str:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; print one line to standard error for a `UserError` (exit code 2) or Ctrl-C (130)."""
+    """Run a command's `main`; print one line to standard error for a `UserError` (exit 2), Ctrl-C or SIGTERM (130)."""
     # torch warns of its own forward-mode formulas, which are scripted
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated", category=FutureWarning)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's preemption ends a job as Ctrl-C does
+    primary = os.environ.get("RANK", "0") == "0"
     try:
         main()
         sys.stdout.flush()
@@ -53,10 +56,17 @@ def run_command(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails to flush at exit
         sys.exit(1)
     except UserError as error:
-        if os.environ.get("RANK", "0") != "0":
+        if not primary:
             time.sleep(FIRST_SPEAKS)
         print(f"distpro: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print("; ".join(["distpro: interrupted", *map(str, error.args)]), file=sys.stderr)
+        if primary:
+            print("; ".join(["distpro: interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"distpro: error: a process that decodes images died ({reason}): try fewer --workers", file=sys.stderr)
+        sys.exit(2)

@@ -120,18 +120,31 @@ class Features(nn.Module):
     def _has_plain_head(self, image: Shape) -> bool:
         """Return whether the head only applies the classifier to the pooled feature.
 
-        It does not if there are two classifiers (distilled ViTs), the head also reads the tokens (VOLO), a norm comes
-        in between (EfficientViT-M), or the classifier is a convolution (DLA).
+        It does not if there are two classifiers (distilled ViTs), the head also reads the tokens (VOLO), a norm or a
+        dropout comes in between (EfficientViT-M, LCNet), or the classifier is a convolution (DLA).
         """
         model: Any = self.model
         with self._dry_run(image) as x:
             final, _ = model.forward_intermediates(x, indices=self.indices)
-            whole = _weights_run(model, lambda: model.forward_head(final))
+
+            def whole() -> Tensor:
+                return model.forward_head(final)
+
+            def plain() -> Tensor:
+                return model.get_classifier()(model.forward_head(final, pre_logits=True))
+
             try:
-                plain = _weights_run(model, lambda: model.get_classifier()(model.forward_head(final, pre_logits=True)))
+                if _weights_run(model, plain) != _weights_run(model, whole):
+                    return False
+                for part in model.modules():  # a dropout acts in training only
+                    part.training = not isinstance(part, nn.modules.batchnorm._BatchNorm)
+                with torch.random.fork_rng():
+                    torch.manual_seed(0)
+                    logits = plain()
+                    torch.manual_seed(0)
+                    return close(logits, whole(), 0.001)
             except Exception:  # the classifier is a tuple, a list, or needs another shape
                 return False
-        return plain == whole
 
     def _same_logits(self, logits: Tensor, image: Shape) -> None:
         """Raise a `UserError` if the network's own forward gives other logits than the parts that are read."""

@@ -130,13 +130,21 @@ class Job:
     def _growing(self) -> Loader | Growing:
         """Return the batches of a student's training, with --size-schedule."""
         config, train = self.config, self.data.train
+        parts = config.grad_accum_steps
+        if parts > 1 and config.batch_size // parallel.world_size() < 2 * parts:
+            raise UserError(f"--grad-accum-steps {parts} leaves less than 2 images to a micro-batch, which BN needs")
         if not config.size_schedule:
             return self.loader
+        if config.max_steps is not None:
+            first = config.size_schedule[0]
+            self.console.warn(f"--max-steps measures the first sizes of --size-schedule alone, here {first} pixels")
         return Growing(lambda side: self.train_loader(train.sized(side)), config.size_schedule, config.epochs)
 
     def judging_loader(self, split: Split) -> Loader:
         """Return the batches of a search's validation loss: not augmented, and all full if at least one can be."""
-        whole = len(split) >= self.config.batch_size
+        whole, processes = len(split) >= self.config.batch_size, parallel.world_size()
+        if not whole and len(split) > processes:  # means over ranks are those over images if every rank has as many
+            split = split.subset(range(len(split) // processes * processes))
         return self._loader(split, self.config.seed + 1, augment=False, drop_last=whole)
 
     def _loader(self, split: Split, seed: int, augment: bool, drop_last: bool) -> Loader:

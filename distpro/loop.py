@@ -98,7 +98,8 @@ def fit(
 
     step: is called with the progress of the training, from 0 at the first step to 1 at the last.
     loader: iterable of `(x, y)` with a length; if it has `set_epoch`, epoch e is the same in every run.
-    checkpoint: written atomically after every epoch; with `resume`, training continues from it, to the same results.
+    checkpoint: written atomically after every epoch; with `resume`, training continues from it, to the same results
+        (the last epoch is evaluated again).
     max_steps: stop after this many steps, with the learning rates of the whole training; a partial epoch is not saved.
 
     A loss that is not finite ends the training with a `UserError`; the last checkpoint is kept.
@@ -108,8 +109,10 @@ def fit(
         raise UserError("a training inside torch.autocast: give it precision=Precision(amp=torch.bfloat16) instead")
     observer = observer or Observer()
     history: list[dict[str, float]] = []
-    if resume and checkpoint is not None and checkpoint.is_file():
+    if resume and checkpoint is not None and parallel.is_file(checkpoint):
         history = _restore(checkpoint, step, scheduler)
+        if history and evaluate:
+            history[-1] |= evaluate()
     else:
         step.settle()  # fails at once if the ranks start from different networks
         if parallel.rank():
@@ -130,10 +133,10 @@ def fit(
             row: dict[str, float] = {"epoch": epoch + 1, "lr": lr, **means, "seconds": time.perf_counter() - started}
             row |= {"images": batches.images * parallel.world_size(), "wait_seconds": batches.waited}
             step.settle()
-            row |= evaluate() if evaluate else {}
             history.append(row)
             if checkpoint is not None and whole:
-                _save(checkpoint, step, scheduler, history)
+                _save(checkpoint, step, scheduler, history)  # before the evaluation, which may fail
+            row |= evaluate() if evaluate else {}
             observer.epoch(row)
     finally:
         observer.stop()

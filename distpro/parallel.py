@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +34,10 @@ def local_device(device: torch.device) -> torch.device:
 
 def begin(device: torch.device) -> torch.device:
     """Select this rank's device, join the process group of torchrun, if any, and return the device."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
+        raise UserError(
+            "WORLD_SIZE is set, but RANK or LOCAL_RANK is not: start the processes with torchrun, or unset it"
+        )
     device = local_device(device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -101,6 +106,14 @@ def broadcast(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def is_file(path: Path) -> bool:
+    """Return whether the file exists; raise a `UserError` on a rank that sees it otherwise than rank 0."""
+    there = path.is_file()
+    if broadcast(there) != there:
+        raise UserError(f"rank {rank()} and rank 0 do not see the same '{path}': all ranks need the same output folder")
+    return there
 
 
 def all_gather(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from distpro import parallel
 from distpro.distillation import distill
 from distpro.features import Teacher
 from distpro.gradient_search import search_by_gradient
@@ -19,6 +20,7 @@ from distpro.tasks import Classification, Metrics
 from distpro.trials import search_by_trials
 
 FINE_TUNING = 0.1  # times the learning rate, for a pretrained teacher with a new classifier
+NEAR_CHANCE = 0.1  # of the way from chance to 100 %, or twice chance if that is less: a teacher there is suspicious
 MOST_LOST = 0.3  # points of top-1 that --teacher-precision may cost without a warning
 
 
@@ -36,7 +38,7 @@ def prepare_teacher(job: Job) -> Metrics:
     if config.teacher_precision is not None:
         _check_precision(job, metrics)
     chance = 100 / job.data.num_classes
-    if metrics.top1 < 2 * chance:
+    if metrics.top1 - chance < min(chance, NEAR_CHANCE * (100 - chance)):
         console.warn(
             f"the teacher's top-1 of {metrics.top1:.2f} % is near chance ({chance:.2f} %): are its checkpoint, "
             f"its classes and the normalisation of its pictures those it was trained with?"
@@ -85,7 +87,7 @@ def _check_precision(job: Job, full: Metrics) -> None:
 def search(job: Job) -> Process:
     """Search a process on a split of the training images and save it, or load a finished one with --resume."""
     config, path = job.config, job.folder / "process.safetensors"
-    if config.resume and path.is_file():
+    if config.resume and parallel.is_file(path):
         return Process.load(path).fit(job.pathways)
     if config.search_by == "trials":
         process = _by_trials(job)

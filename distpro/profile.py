@@ -23,6 +23,7 @@ import torch
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from distpro import parallel
 from distpro.console import Console
 from distpro.errors import UserError, run_command
 from distpro.files import whole_file
@@ -187,7 +188,9 @@ def main() -> None:
                 with whole_file(path) as part_file:
                     probe.profiler.export_chrome_trace(str(part_file))
                 result[name]["trace"] = str(path)
-    print(json.dumps(result))
+    if parallel.is_primary():
+        print(json.dumps(result))
+    parallel.end()
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def check_folder(folder: Path, config: Config) -> None:
 def open_folder(folder: Path, config: Config) -> None:
     """Create the run folder, unless `check_folder` refuses it."""
     check_folder(folder, config)
+    for left in folder.rglob(".*.part") if parallel.is_primary() else ():  # of a `whole_file` that was killed
+        left.unlink(missing_ok=True)
     with whole_file(folder / "args.yaml") as part:
         part.write_text(yaml.safe_dump(replace(config, resume=False).plain(), sort_keys=False))
 

@@ -83,7 +83,7 @@ class Sweep:
             if label not in axes.get("method", {}):
                 raise unknown("method to compare", label, axes.get("method", {}))
         base = told.get("flags") or {}
-        plain = {key: value for key, value in base.items() if key not in ("teacher", "teacher_checkpoint", "process")}
+        plain = {key: value for key, value in base.items() if not key.startswith("teacher") and key != "process"}
         first = {
             kind: {str(name): {**shared, **(flags or {})} for name, flags in (told.get(kind) or {}).items()}
             for kind, shared in (("teachers", plain), ("searches", {k: v for k, v in base.items() if k != "process"}))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from distpro import parallel
 from distpro.distillation import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
@@ -98,7 +99,7 @@ def search_by_trials(
     if len(paths) < 2:
         raise UserError("a search by trials needs at least two pathways")
     known: list[Trial] = []
-    if record is not None and record.is_file():
+    if record is not None and parallel.is_file(record):
         known = [Trial(tuple(t[0]), *t[1:]) for t in json.loads(record.read_text())]
 
     def run(kept: tuple[int, ...], seed: int) -> Trial:

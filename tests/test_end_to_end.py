@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ def finished(job):
     return json.loads(out.splitlines()[-1])
 
 
-def killed_in_the_second_epoch(job, part):
+def killed_in_the_second_epoch(job, part, by=signal.SIGKILL):
     """Kill `job` a third into its second epoch of `part`; gives the lines that it said until then."""
     started = time.monotonic()
     said = ""
@@ -45,9 +46,13 @@ def killed_in_the_second_epoch(job, part):
     else:
         raise AssertionError(said + job.stderr.read())
     time.sleep((time.monotonic() - started) / 3)
-    job.kill()
-    rest, _ = job.communicate(timeout=DEADLINE)
-    assert job.returncode < 0
+    job.send_signal(by)
+    rest, error = job.communicate(timeout=DEADLINE)
+    if by == signal.SIGTERM:
+        assert job.returncode == 130
+        assert "distpro: interrupted; continue with --resume --output" in error
+    else:
+        assert job.returncode < 0
     assert f"{part:<12} epoch   2" not in rest
     return said
 
@@ -67,11 +72,13 @@ def same_after_two_deaths(tmp_path, *words):
     killed_in_the_second_epoch(begun(*words, torn), "search")
     assert (torn / "search.pt").is_file()
     assert not (torn / "process.safetensors").exists()
-    said = killed_in_the_second_epoch(begun(*words, torn, "--resume"), "distpro")
+    said = killed_in_the_second_epoch(begun(*words, torn, "--resume"), "distpro", signal.SIGTERM)
     assert "teacher: " in said
     assert "search: " in said  # of so many steps were done before
     assert not (torn / "student.safetensors").exists()
+    (torn / ".last.pt.abc.part").touch()  # what a death while saving leaves
     result = finished(begun(*words, torn, "--resume"))
+    assert not list(torn.rglob(".*"))
 
     for name in ("teacher_top1", "top1", "top5"):
         assert result[name] == expected[name]

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -222,3 +223,14 @@ def test_the_hooks_of_a_reader_go_with_it():
     for _ in range(3):
         Distiller(network, Own(), image=(3, 16, 16), student_layers=["body"], teacher_layers=["entry"])
     assert hooks() == [0, 1, 0]
+
+
+def test_a_dropout_before_the_classifier_stays():
+    """timm's LCNet has one between what forward_head gives as pre_logits and its classifier."""
+    model = timm.create_model("lcnetv2_small", num_classes=10, drop_rate=0.9)
+    features = Features(model, (3, 32, 32), pooled=True).train()
+    x = torch.randn(2, 3, 32, 32)
+    before = torch.get_rng_state()
+    features(x)
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert all(part.training for part in features.modules())

@@ -4,6 +4,7 @@ import resource
 import signal
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -23,12 +24,14 @@ from distpro.logits import LOGIT_LOSSES
 from distpro.models import create_model, save_weights
 from distpro.ops import DISTANCES
 from distpro.pathways import DIRECTIONS, all_pathways
+from distpro.phases import prepare_teacher
 from distpro.precision import DTYPES
 from distpro.process import NORMALISATIONS
 from distpro.recipe import SCHEDULES
 from distpro.report import save_figure, write_csv
 from distpro.run_folder import check_folder
 from distpro.search_step import HYPERGRADIENTS
+from distpro.tasks import Classification, Metrics
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,10 @@ from distpro.search_step import HYPERGRADIENTS
         (
             ["--method", "reviewkd", "--student-layers", "block1", "block3"],
             "reviewkd compares stage with stage: the teacher has 4",
+        ),
+        (
+            ["--batch-size", "13", "--grad-accum-steps", "8"],
+            "leaves less than 2 images to a micro-batch",
         ),
         (["--config", "none.yaml"], "no configuration file 'none.yaml'"),
         (["--config", "a.yaml", "--config=b.yaml"], "--config is given 2 times: expected one file"),
@@ -253,6 +260,12 @@ def test_mistakes_in_files(tmp_path):
     wide = tmp_path / "wide.safetensors"
     save_weights(create_model("wrn_16_2", 100, 1), wide)
     assert "100 classes" in mistake("--teacher-checkpoint", wide, *out)
+    torn = create_model("wrn_16_2", 10, 1)
+    torn.fc.weight.data[3, 2] = torch.nan
+    save_weights(torn, tmp_path / "nan.safetensors")
+    assert "nan.safetensors' holds values in 'fc.weight' that are not finite" in mistake(
+        "--teacher-checkpoint", tmp_path / "nan.safetensors", *out
+    )
     other = tmp_path / "other.safetensors"
     save_weights(create_model("resnet8", 10, 1), other)
     assert "resnet8" in mistake("--teacher-checkpoint", other, *out)
@@ -292,6 +305,27 @@ def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):
     arguments = [*SHORT, "--method", "kd", "--teacher-checkpoint", str(untrained), "--output", str(tmp_path / "out")]
     distpro.train.train(distpro.flags.parse(arguments))
     assert "is near chance (10.00 %)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_half_right_of_two_classes_is_near_chance_and_all_right_is_not():
+    job = SimpleNamespace(teacher_ready=True, teacher=None, test=None, data=SimpleNamespace(num_classes=2))
+    job.config = SimpleNamespace(teacher="t", eval_split="test", teacher_precision=None)
+    for top1, warned in ((52.0, True), (67.5, False)):
+        said = []
+        job.console = SimpleNamespace(say=lambda line: None, warn=said.append)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Classification, "evaluate", lambda *_, top1=top1: Metrics(top1, 100.0, 1.0))
+            prepare_teacher(job)
+        assert bool(said) == warned
+
+
+def test_what_a_broken_off_size_schedule_measures_is_said(capsys):
+    words = ["--dataset", "folder", "--loader", "synthetic", "--teacher", "resnet8", "--student", "resnet8"]
+    distpro.job.Job(
+        distpro.flags.parse([*words, "--image-size", "64", "--size-schedule", "32", "64", "--max-steps", "3"]),
+        distpro.job.Console(),
+    )
+    assert "measures the first sizes of --size-schedule alone, here 32" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_choice_of_a_flag_is_one_there_is():

@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 from distpro import Recipe, UserError, distill, parallel
+from distpro.console import Console
 from distpro.features import Features
+from distpro.flags import parse
+from distpro.job import Job
 from distpro.models import create_model, save_weights
 
 HERE = Path(__file__).parent
@@ -116,6 +119,29 @@ def test_a_process_that_dies_ends_the_job(tmp_path):
     _, err = ended(job, code=1)
     assert "SIGKILL" in err or "lost another process" in err
     assert torch.load(tmp_path / "last.pt", weights_only=True)["history"]
+
+
+def test_processes_that_see_other_files_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "broadcast", lambda value: True)
+    with pytest.raises(UserError, match=r"do not see the same '.*last.pt': all ranks need the same output folder"):
+        parallel.is_file(tmp_path / "last.pt")
+
+
+def test_a_world_without_ranks_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE is set, but RANK or LOCAL_RANK is not: start the"):
+        parallel.begin(torch.device("cpu"))
+
+
+def test_every_process_judges_by_as_many_images(monkeypatch):
+    """Else the mean over ranks would not be that over images."""
+    counts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(parallel, "world_size", lambda: 2)
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        job = Job(parse(["--batch-size", "64"]), Console())
+        counts.append([len(y) for _, y in job.judging_loader(job.data.test.subset(range(41)))])
+    assert counts == [[20], [20]]
 
 
 def test_in_a_process_of_its_own_nothing_happens():

@@ -184,6 +184,50 @@ def test_a_batch_in_parts_gives_the_same_step():
         torch.testing.assert_close(several, one, rtol=1e-10, atol=1e-12)
 
 
+def test_the_parts_of_a_batch_are_alike():
+    """Of 9 images in 4 parts chunk() would make three; of 13 a last part of one, which BN refuses."""
+    distiller = Distiller(create_model("resnet8", 10, 1), image=(1, 8, 8), method="none").train()
+    step = DistillStep(distiller, Recipe(1, lr=0.1, grad_accum_steps=4))
+    seen = []
+    distiller.student.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    for count in (9, 13):
+        step(torch.randn(count, 1, 8, 8), torch.randint(10, (count,)), 0.0)
+    assert seen == [3, 2, 2, 2, 4, 3, 3, 3]
+
+
+def test_an_epoch_is_kept_where_its_evaluation_fails(tmp_path):
+    train = create_dataset("digits").train.subset(range(64)).loader(16, shuffle=True, augment=True)
+    batches = list(create_dataset("digits").test.loader(64, shuffle=False, augment=False))
+
+    class Torn:
+        """Fails at the second evaluation."""
+
+        def __init__(self, fails):
+            self.fails, self.passes = fails, 0
+
+        def __iter__(self):
+            self.passes += 1
+            if self.fails and self.passes == 2:
+                raise UserError("cannot read image")
+            return iter(batches)
+
+    def trained(name, fails=False, resume=False):
+        torch.manual_seed(0)
+        train.set_epoch(0)
+        options = {"test": Torn(fails), "checkpoint": tmp_path / name, "resume": resume}
+        return distill(create_model("resnet8", 10, 1), None, train, Recipe(3, lr=0.1), method="none", **options)
+
+    want = trained("whole.pt")
+    with pytest.raises(UserError, match="cannot read image"):
+        trained("torn.pt", fails=True)
+    assert len(torch.load(tmp_path / "torn.pt")["history"]) == 2
+    got = trained("torn.pt", resume=True)
+    times = ("seconds", "wait_seconds")
+    assert [{k: v for k, v in row.items() if k not in times} for row in got] == [
+        {k: v for k, v in row.items() if k not in times} for row in want
+    ]
+
+
 def test_a_search_by_gradient_refuses_parts():
     model = create_model("resnet8", 10, 1)
     with pytest.raises(UserError, match="--grad-accum-steps is of the distillation"):

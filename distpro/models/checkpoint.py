@@ -148,6 +148,9 @@ def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
     extra = [key for key in state if key not in own]
     differ = [key for key in own if key in state and own[key].shape != state[key].shape]
     if not (missing or extra or differ):
+        for key, value in state.items():
+            if not bool(value.isfinite().all()):
+                raise UserError(f"checkpoint '{path}' holds values in '{key}' that are not finite")
         return
     pairs = [(state[key].shape, own[key].shape) for key in differ]
     # Only a classifier can differ in nothing but its number of outputs: those of other layers are inputs elsewhere.
