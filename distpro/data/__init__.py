@@ -30,7 +30,7 @@ __all__ = [
     "holdout",
 ]
 
-# A new data set is one new file and one line here; for a job also its defaults in `distpro.defaults`.
+# To add a data set, write one file and add one line here; the commands also need its defaults in `distpro.defaults`.
 DATASETS: dict[str, Callable[[Request], Dataset]] = {
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -54,18 +54,19 @@ def create_dataset(
     alternating_flip: bool = False,
     cuda_graphs: bool | None = None,
 ) -> Dataset:
-    """The data set `name`, read from the folder `root` where it needs one ('digits' does not).
+    """The data set `name`, read from the folder `root` if it needs one ('digits' does not).
 
-    `image_size`: side of the batches in pixels, None for the data set's own. `device`: where batches arrive;
-    CIFAR and digits live there altogether. `num_workers`: processes that read a 'folder' (None: one a core,
-    at most 8; 0: none, this process reads), or DALI's threads. `loader`: 'dali', 'torchvision' or 'synthetic', for
-    a 'folder' (None: DALI where it is installed). `dtype` (float32, float16 or bfloat16) and `channels_last`: of the
-    batches of a 'folder'; the loaders write them so, DALI without a copy, except for bfloat16, which it does not know.
-    `mean`, `std`: of red, green and blue in 0 to 1, by which the pictures of a 'folder' are normalised (None:
-    ImageNet's); the other data sets have their own.
-    `alternating_flip`, for CIFAR: flip each picture in every other epoch, not at random.
-    `cuda_graphs`: False makes the batches of CIFAR and digits on a GPU without them.
-    UserError for an unknown name, a folder that is absent or not as it should be, a damaged file.
+    image_size: side of the batches in pixels; None for the data set's own.
+    device: where batches are delivered; CIFAR and digits are kept there as a whole.
+    num_workers: processes that read a 'folder' (None: one per core, at most 8; 0: this process), or DALI's threads.
+    loader: 'dali', 'torchvision' or 'synthetic', for a 'folder' (None: DALI if installed).
+    dtype, channels_last: of the batches of a 'folder'; float32, float16 or bfloat16. DALI needs no extra copy for
+        them, except for bfloat16, which it does not support.
+    mean, std: of red, green and blue in 0 to 1, to normalise a 'folder' (None: ImageNet's); other sets have their own.
+    alternating_flip: for CIFAR, flip each picture in every other epoch instead of at random.
+    cuda_graphs: False makes the batches of CIFAR and digits on a GPU without CUDA graphs.
+
+    Raises UserError for an unknown name, a missing or malformed folder, or a damaged file.
     """
     if name not in DATASETS:
         raise unknown("dataset", name, DATASETS)

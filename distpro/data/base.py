@@ -1,4 +1,4 @@
-"""What every data set is made of: splits, loaders, and randomness that can be resumed in mid-epoch."""
+"""The parts of every data set: splits, loaders, and random numbers that can be resumed mid-epoch."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ STD: Channels = (0.229, 0.224, 0.225)
 
 
 def mixed(*key: int) -> int:
-    """One well spread seed (below 2^63) out of several numbers; the same on every machine."""
+    """Hash several integers into one seed below 2^63, the same on every machine."""
     digest = hashlib.blake2b(repr([int(k) for k in key]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on `key` only, so that no batch depends on the ones before it."""
+    """A CPU generator seeded by `key` alone, so that no batch depends on earlier ones."""
     return torch.Generator().manual_seed(mixed(*key))
 
 
 class Loader(ABC):
     """Batches of one split, epoch after epoch: `for x, y in loader`.
 
-    The same (seed, epoch) gives the same batches and the same augmentation, whatever was read before. Every
-    `for` takes the next epoch, from 0 on, unless `set_epoch` named another one. One pass at a time.
+    The same (seed, epoch) gives the same batches and augmentation, whatever was read before. Each `for` reads
+    the next epoch, starting at 0, unless `set_epoch` chose another. Only one pass may run at a time.
     """
 
     def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool) -> None:
-        """`size`: pictures in the split. UserError where an epoch would have no step."""
+        """`size`: number of pictures in the split. UserError if an epoch would have no steps."""
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: expected at least 1")
         self._size, self._batch_size, self._shuffle, self._seed = size, batch_size, shuffle, seed
@@ -49,11 +49,11 @@ class Loader(ABC):
         self.shard(0, 1)
 
     def shard(self, rank: int, ranks: int) -> Loader:
-        """Read the part of `rank` out of `ranks` from the next `for` on, `batch_size` pictures a rank; returns self.
+        """From the next `for` on, read the share of `rank` among `ranks`, `batch_size` pictures per rank; returns self.
 
-        Every picture of an epoch is read by one rank, once. With `drop_last` all ranks have the same steps, and those
-        of step k together are batch k of one process with `ranks` times the batch size; without, ranks differ by up
-        to one picture, so that one may have a step less.
+        Each picture of an epoch is read once, by one rank. With `drop_last` all ranks have equally many steps, and
+        their batches of step k together are batch k of a single process with `ranks` times the batch size. Without
+        it the ranks' shares differ by up to one picture, so that a rank may have one step less.
         """
         if not 0 <= rank < ranks:
             raise UserError(f"rank {rank} of {ranks}: expected 0 to {ranks - 1}")
@@ -69,11 +69,11 @@ class Loader(ABC):
         return self
 
     def __len__(self) -> int:
-        """Steps of a whole epoch."""
+        """Steps in a full epoch."""
         return self._steps
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Let the next `for` read `epoch`, from batch `start_step` on (`len(self)`: nothing is left)."""
+        """Make the next `for` read `epoch` from batch `start_step` on (`len(self)`: no batches)."""
         if not 0 <= start_step <= self._steps:
             raise UserError(
                 f"start step {start_step} is outside an epoch of {self._steps} steps: "
@@ -96,7 +96,7 @@ class Loader(ABC):
             yield step, rows[self._rank :: self._ranks]
 
     def _plan_of_all(self, epoch: int, start: int) -> Iterator[tuple[int, Tensor]]:
-        """The same with the rows of all ranks; this one's are every `_ranks`-th from `_rank` on."""
+        """Like `_plan`, but with the rows of all ranks; a rank's own are every `_ranks`-th from `_rank` on."""
         order = torch.arange(self._size)
         if self._shuffle:
             order = torch.randperm(self._size, generator=generator(self._seed, epoch))
@@ -106,10 +106,10 @@ class Loader(ABC):
 
 
 class Growing:
-    """Batches of a training of `epochs` whose pictures grow, part by part, each of as many whole epochs.
+    """Progressive resizing: `epochs` are split evenly into phases of whole epochs, one for each of `sides`.
 
-    read: the loader of the training at a side in pixels; the one before is let go. Seeds, steps and windows are those
-    of every other size: only the resizing differs.
+    read: creates the loader for a side in pixels; the previous loader is released. Seeds, steps and crop windows are
+    the same at every size: only the resizing differs.
     """
 
     def __init__(self, read: Callable[[int], Loader], sides: Sequence[int], epochs: int) -> None:
@@ -136,7 +136,7 @@ class Growing:
 
 
 class Split(ABC):
-    """Labelled pictures: `labels` is int64 [N] on the CPU, row for row with the pictures."""
+    """Labelled pictures; `labels` is int64 [N] on the CPU, in the order of the pictures."""
 
     labels: Tensor
 
@@ -144,7 +144,7 @@ class Split(ABC):
         return len(self.labels)
 
     def subset(self, indices: Rows) -> Split:
-        """The pictures at `indices`, in that order. UserError for none, IndexError for an absent one."""
+        """The pictures at `indices`, in that order. UserError if there are none, IndexError if one is out of range."""
         rows = torch.arange(len(self))[torch.as_tensor(indices, dtype=None if len(indices) else torch.int64)]
         if len(rows) == 0:
             raise UserError(f"an empty subset: expected at least one of the {len(self)} pictures of the split")
@@ -167,7 +167,7 @@ class Split(ABC):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification data set: two splits and what a network has to know about them."""
+    """A classification data set: two splits and what a network needs to know about them."""
 
     name: str
     num_classes: int
@@ -179,7 +179,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Request:
-    """What `create_dataset` was asked for, as the readers of the data sets take it."""
+    """The arguments of `create_dataset`, as the functions in `DATASETS` take them."""
 
     name: str
     root: Path | None
@@ -195,7 +195,7 @@ class Request:
     cuda_graphs: bool = True
 
     def folder(self, expected: str) -> Path:
-        """`root`, where it is a folder; else the UserError that says what was `expected` there."""
+        """`root` if it is a folder, else a UserError that says what was `expected` there."""
         if self.root is None:
             raise UserError(f"data set '{self.name}' needs its folder (root): expected {expected}")
         if not self.root.is_dir():
@@ -204,7 +204,7 @@ class Request:
 
 
 def absent(folder: Path) -> str:
-    """ "no folder 'x/imgenet': did you mean 'x/imagenet'?", judged by the folders beside it."""
+    """The text "no folder 'x/imgenet': did you mean 'x/imagenet'?", with suggestions from its siblings."""
     if folder.is_file():
         return f"'{folder}' is a file, not a folder"
     beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
@@ -213,11 +213,11 @@ def absent(folder: Path) -> str:
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows (rest, chosen), both ascending: `fraction` of every class at random, less than one picture off.
+    """Rows (rest, chosen), both ascending; `chosen` is a random `fraction` of each class, to within one picture.
 
-    Systematic sampling: the pictures, shuffled and then sorted by class, are walked once, and one is chosen
-    whenever the walked share of `fraction` passes a whole number. `RandomState` because NumPy froze its
-    stream: the same rows with every version, for ever.
+    Systematic sampling: after shuffling and a stable sort by class, a picture is chosen whenever its position
+    times `fraction` passes a whole number. `RandomState`, because NumPy froze its stream: every version of NumPy
+    gives the same rows.
     """
     order = torch.from_numpy(np.random.RandomState(seed % 2**32).permutation(len(labels)).astype(np.int64))
     order = order[torch.argsort(labels[order], stable=True)]
@@ -227,9 +227,9 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
 
 
 def holdout(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
-    """Part `split` into (train, val), `fraction` of every class for val.
+    """Divide `split` into (train, val), with `fraction` of each class in val.
 
-    Disjoint, complete, and the same for the same seed. UserError where nothing would be held out.
+    Disjoint, complete, and the same for the same seed. UserError if nothing would be held out.
     """
     if not 0 < fraction < 1:
         raise UserError(f"held-out fraction {fraction}: expected a number between 0 and 1")
@@ -240,10 +240,10 @@ def holdout(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, 
 
 
 def arranged(data: Dataset, eval_split: str = "test", fraction: float = 0.2, samples: int | None = None) -> Dataset:
-    """The data set with what is trained on, and what is measured on, chosen: the same pictures for every seed.
+    """The data set with the pictures to train on and to evaluate on chosen; they are the same for every seed.
 
-    eval_split: "validation" measures on `fraction` of the training pictures and takes them out of the training.
-    samples: train on so many pictures, the same share of every class.
+    eval_split: "validation" holds out `fraction` of the training pictures and evaluates on them.
+    samples: train on this many pictures, the same share of each class.
     """
     train, test = data.train, data.test
     if eval_split == "validation":

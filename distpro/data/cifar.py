@@ -19,13 +19,13 @@ PIXELS = 3 * 32 * 32  # bytes of a picture: its red, green and blue plane
 
 @dataclass(frozen=True)
 class Layout:
-    """One published form: where its files lie, and what a record of them is."""
+    """One published format: where its files are and what a record looks like."""
 
     folder: str
     train: tuple[str, ...]
     test: str
     names: str  # the file of class names
-    labels: int | str  # binary: label bytes before a picture, the last one counts; Python: the key of the labels
+    labels: int | str  # binary: label bytes before each picture, of which the last is used; Python: key of the labels
 
 
 CIFAR10 = (
@@ -84,7 +84,7 @@ def _cifar(
 
 
 def _locate(request: Request, layouts: tuple[Layout, ...]) -> tuple[Path, Layout]:
-    """The folder that holds the set, and its layout: `root` itself or the published folder in it."""
+    """The folder with the data, `root` itself or the published folder inside it, and its layout."""
     expected = " or ".join(f"{_listed(layout)} (folder {layout.folder})" for layout in layouts)
     root = request.folder(f"it to hold {expected}")
     places = [(folder, layout) for layout in layouts for folder in (root, root / layout.folder)]
@@ -132,7 +132,7 @@ def _read(file: Path, labels: int | str, classes: int) -> tuple[np.ndarray, np.n
 
 
 def _class_names(file: Path, labels: int | str, classes: int) -> tuple[str, ...]:
-    """The class names beside the pictures; plain numbers where that file is absent."""
+    """The class names from their file; plain numbers if it is missing."""
     if not file.is_file():
         return tuple(str(label) for label in range(classes))
     if isinstance(labels, int):
@@ -150,7 +150,7 @@ def _class_names(file: Path, labels: int | str, classes: int) -> tuple[str, ...]
 
 
 def _unpickled(file: Path) -> dict[str, Any]:
-    """The dictionary in `file`, its keys as text; UserError for more than plain values and uint8 arrays."""
+    """The dictionary in `file`, its keys as text; UserError if it holds more than plain values and uint8 arrays."""
     try:
         with file.open("rb") as stream:
             content = _Unpickler(stream, encoding="bytes").load()
@@ -170,7 +170,7 @@ def _text(value: str | bytes) -> str:
 
 
 class _Dtype:
-    """Stands for numpy.dtype: uint8, or refused."""
+    """Stands in for numpy.dtype; refuses all but uint8."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         if _text(code) not in ("u1", "|u1"):
@@ -181,7 +181,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray: the bytes of a uint8 array."""
+    """Stands in for numpy.ndarray; holds a uint8 array."""
 
     array: np.ndarray
 
@@ -195,14 +195,14 @@ def _reconstruct(*_: object) -> _Array:
 
 
 def _frombuffer(raw: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Array:
-    """How protocol 5 writes an array."""
+    """Stands in for numpy's _frombuffer, with which pickle protocol 5 writes arrays."""
     array = _Array()
     array.__setstate__((1, shape, dtype, order == "F", raw))
     return array
 
 
 def _encode(text: str, encoding: str | bytes = "latin1") -> bytes:
-    """Stands for _codecs.encode: how protocol 2 writes bytes."""
+    """Stands in for _codecs.encode, with which pickle protocol 2 writes bytes."""
     if _text(encoding) != "latin1":
         raise _Refused(f"the codec '{_text(encoding)}'")
     return text.encode("latin1")

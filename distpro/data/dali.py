@@ -1,8 +1,8 @@
-"""Pictures decoded, cut and normalised by NVIDIA DALI: on the GPU, or by threads of this process on a CPU.
+"""Pictures decoded, cropped and normalised by NVIDIA DALI: on the GPU, or by threads of this process on the CPU.
 
-The batches are those of the torchvision-like loader in `pictures.py`, the same windows and flips included, up to the
-rounding of decoding and resizing: one of 255 levels where both decode on a CPU, more at a random window's border, since
-DALI decodes and resizes the window alone.
+The batches equal those of the torchvision-like loader in `pictures.py`, with the same windows and flips, up to rounding
+in decoding and resizing: one of 255 levels if both decode on the CPU, more at the border of a random window, because
+DALI decodes and resizes only the window.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ..errors import UserError
 from .base import Batch, Loader, mixed
 from .pictures import TRIES, Augmentation, Pictures, decoded, draw
 
-AHEAD = 2  # batches that DALI works on while one is used
-Order = tuple[list[np.ndarray], ...]  # of one batch: paths uint8 [N][bytes], and numbers float64 [N][2 * TRIES + 3]
+AHEAD = 2  # batches that DALI prefetches
+Order = tuple[list[np.ndarray], ...]  # one batch: paths uint8 [N][bytes], and random numbers float64 [N][2 * TRIES + 3]
 Orders = Iterator[Order] | Callable[[], Order]
 
-# A forked process (a worker of the torchvision-like loader, say) that collected a pipeline of its parent would wait
-# for ever for the threads of DALI, which fork does not copy.
+# If a forked process (such as a worker of the torchvision-like loader) garbage-collected a pipeline of its parent, it
+# would wait forever for DALI's threads, which fork does not copy.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gc.freeze)
 
 
 class DaliPictures(Pictures):
-    """A split of pictures that DALI reads from their files when a batch needs them."""
+    """A split whose pictures DALI reads from their files when a batch needs them."""
 
     def loader(
         self, batch_size: int, *, shuffle: bool, augment: bool, seed: int = 0, drop_last: bool = False
@@ -45,7 +45,7 @@ class DaliPictures(Pictures):
 
 @dataclass
 class Told:
-    """What DALI asks for its orders; asking the loader, it would keep it, and a GPU's memory, from being let go."""
+    """The source that DALI calls for its orders. A reference to the loader would keep it, and GPU memory, alive."""
 
     orders: Iterator[Order] = field(default_factory=lambda: iter(()))
 
@@ -54,12 +54,12 @@ class Told:
 
 
 class DaliLoader(Loader):
-    """Batches out of files, on the split's device.
+    """Batches read from files, on the split's device.
 
-    DALI's readers and random operators carry their state from batch to batch: batch k of an epoch comes only after
-    the k before it, or out of a checkpoint of that very run. Here DALI is told the files and the random numbers of
-    every batch instead. So any step of any epoch can be the first, nothing has to be saved, and what is dropped,
-    partial or another rank's is what `Loader._plan` says. It takes 6 us of Python a picture (AMD EPYC).
+    DALI's readers and random operators carry state from batch to batch: to get batch k of an epoch they need the k
+    batches before it, or a checkpoint of that very run. Here DALI is given the files and random numbers of every batch
+    instead, so that any step of any epoch can come first, nothing has to be saved, and dropped, partial and sharded
+    batches are as `Loader._plan` has them. This takes 6 us of Python per picture (AMD EPYC).
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class DaliLoader(Loader):
         self._split, self._augment = split, augment
         self._iterator: Any = None
         self._told = Told()
-        self._ahead: deque[list[int]] = deque()  # rows that DALI was told and has not delivered
-        self._intact: set[int] = set()  # rows whose files look cut off and are not
+        self._ahead: deque[list[int]] = deque()  # rows of the batches that DALI was given but has not delivered
+        self._intact: set[int] = set()  # rows whose files look truncated but are not
         self._passes = 0
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         self._passes += 1
         mine = self._passes
         split, dtype = self._split, self._split.dtype
-        if self._ahead:  # a pass that was left early, or that failed: its batches would come first
+        if self._ahead:  # the last pass ended early or failed: its remaining batches would come first
             self._iterator = None
             self._ahead.clear()
         self._told.orders = self._orders(epoch, start)
@@ -100,7 +100,7 @@ class DaliLoader(Loader):
                 raise RuntimeError("this pass is over: another one over the same loader has begun")
 
     def _orders(self, epoch: int, start: int) -> Iterator[Order]:
-        """What DALI is told of each batch."""
+        """What DALI is given for each batch."""
         for _, picked in self._plan(epoch, start):
             rows = picked.tolist()
             self._ahead.append(rows)
@@ -115,10 +115,10 @@ class DaliLoader(Loader):
         return np.frombuffer(self._path(row), np.uint8)
 
     def _check_ends(self, rows: list[int], ends: np.ndarray) -> None:
-        """UserError for a JPEG that is cut off: DALI may see none of what is missing, or fill it in.
+        """UserError for a truncated JPEG: DALI may not notice, or fill in what is missing.
 
-        ends: uint8 [N, 4], the first and the last two bytes of each file. Where they are not a JPEG's start and
-        end, Pillow judges: bytes may follow the end of a picture.
+        ends: uint8 [N, 4], the first two and last two bytes of each file. If a file begins like a JPEG but does not
+        end like one, Pillow decides: other bytes may follow the end of a picture.
         """
         cut = (ends[:, :2] == (0xFF, 0xD8)).all(1) & (ends[:, 2:] != (0xFF, 0xD9)).any(1)
         for row in (rows[i] for i in cut.nonzero()[0]):
@@ -127,7 +127,7 @@ class DaliLoader(Loader):
                 self._intact.add(row)
 
     def _refused(self, error: RuntimeError) -> UserError:
-        """Of the pictures that DALI was at, the one that it cannot read: it names none itself."""
+        """The error that names the unreadable picture among those DALI was working on: DALI itself names none."""
         rows = [row for batch in self._ahead for row in batch]
         for row in rows:
             try:
@@ -146,7 +146,7 @@ class DaliLoader(Loader):
 
 
 def _reason(error: RuntimeError) -> str:
-    """What DALI says, without its traceback and its context."""
+    """DALI's message without traceback and context."""
     text = str(error).rsplit("encountered:", 1)[-1].split("C++ context")[0].split("Current pipeline")[0]
     return " ".join(text.split())
 
@@ -164,11 +164,11 @@ def _iterator(split: DaliPictures, augment: bool, batch_size: int, source: Order
         dtype=types.FLOAT16 if split.dtype == torch.float16 else types.FLOAT,
         batch_size=batch_size,
         num_threads=max(1, split.num_workers),
-        # None, not a number, is DALI's way to do without a GPU
+        # None makes DALI work without a GPU
         device_id=(torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None,
         prefetch_queue_depth=AHEAD,
-        # Dynamic execution hands out memory of DALI's own, which it takes back in its own order; the host is up to 100
-        # steps ahead of a GPU. Without it the plugin copies, on torch's stream.
+        # Dynamic execution hands out DALI's own memory, which DALI reuses in its own order while the host is up to 100
+        # steps ahead of the GPU. Without it the plugin copies, on torch's stream.
         exec_dynamic=not on_gpu,
     )
     return DALIGenericIterator(pipeline, ["x", "ends"], prepare_first_batch=False)
@@ -180,7 +180,7 @@ def _pipeline(
 ) -> tuple[Any, Any]:
     """DALI's graph for `augmentation`: normalised pictures [N, C, H, W] or [N, H, W, C], and the ends of their files.
 
-    EXIF rotation is left alone and chroma is upsampled smoothly, as Pillow does; DALI's defaults are otherwise.
+    EXIF rotation is ignored and chroma is upsampled smoothly, as in Pillow; DALI's defaults differ.
     """
     told = fn.external_source(
         source, num_outputs=1 + augment, dtype=[types.UINT8, types.FLOAT64][: 1 + augment], ndim=1
@@ -212,14 +212,14 @@ def _pipeline(
 
 
 def _middle(picture: Any, found: Any, short: int, size: int, resize: dict[str, Any]) -> Any:
-    """`pictures.middle` in DALI: its own sizes and crop positions are rounded otherwise."""
+    """`pictures.middle` in DALI, whose own sizes and crop positions are rounded differently."""
     height, width = found[0], found[1]
     least = math.min(height, width)
     sides = fn.stack(height * short // least, width * short // least)
     picture = fn.resize(picture, size=fn.cast(sides, dtype=types.FLOAT), **resize)
     spare = sides - size
     half = spare // 2
-    start = half + (spare & half & 1)  # halves go to the even number
+    start = half + (spare & half & 1)  # rounds half to even
     return fn.slice(picture, start=start, shape=(size, size), axes=(0, 1))
 
 
@@ -232,7 +232,7 @@ def _random_window(found: Any, numbers: Any) -> tuple[Any, Any]:
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     rank = fits * types.Constant(np.arange(TRIES, 0, -1, dtype=np.int32))
     best = fn.reductions.max(rank)
-    none = best == 0  # then the middle, as wide or as high as the shape allows
+    none = best == 0  # no try fits: take the middle, as large as the aspect ratio allows
     start, window = [], []
     for tries, side, other, place in ((h, height, width, numbers[-2]), (w, width, height, numbers[-3])):
         length = fn.reductions.sum(tries * (fits & (rank == best))) + none * math.min(side, (other * 8 + 3) // 6)

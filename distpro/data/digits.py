@@ -7,16 +7,16 @@ import torch
 from .base import Dataset, Request, stratified
 from .resident import Augmentation, Resident
 
-# Of the 1,438 pictures of the train part, in sixteenths of full ink (see the test that recomputes them).
+# Of the 1,438 training pictures, divided by 16 (a test recomputes them).
 MEAN, STD = (0.3054,), (0.3761,)
 
 
 def digits(request: Request) -> Dataset:
     """1,438 train and 359 test pictures [1, 8, 8], shifted by up to 1 pixel to augment, never flipped.
 
-    The split is stratified and the same for everybody. `root` and `num_workers` mean nothing here.
+    The split is stratified and always the same. `root` and `num_workers` are ignored.
     """
-    from sklearn.datasets import load_digits  # a second of import that other data sets need not pay
+    from sklearn.datasets import load_digits  # imported here: it takes a second, only needed for this data set
 
     found = load_digits()
     pictures = torch.from_numpy(found.images).to(torch.uint8).unsqueeze(1)  # whole numbers 0..16

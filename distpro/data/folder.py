@@ -1,4 +1,4 @@
-"""Folders of pictures, one folder a class: which pictures there are, and in which split."""
+"""Folders of pictures, one folder per class: which pictures there are, and in which split."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .synthetic import synthetic
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 LOADERS = ("dali", "torchvision", "synthetic")
 EXPECTED = "train/<class>/*.jpg with val/<class>/* (or test), or <class>/*.jpg alone, which is then split 80/20"
-ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: picture, class and box, a tab between
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: picture, class and box, separated by tabs
 
 
 def folder(request: Request) -> Dataset:
-    """The pictures below `root`, in one of three layouts; classes are the sorted names of the train folders.
+    """The pictures below `root`, in one of three layouts; classes are the sorted names of the training folders.
 
-    root/train/<class>/* with root/val/<class>/* (or root/test, where there is no val); Tiny-ImageNet's, with
+    root/train/<class>/* with root/val/<class>/* (or root/test, if there is no val); Tiny-ImageNet's, with
     train/<class>/images/* and val/images/* labelled by val/val_annotations.txt; or root/<class>/* alone: then
-    a fixed fifth of every class is the test split, and the name of the data set says so.
+    a fixed fifth of each class is the test split, and the name of the data set says so.
 
-    Without `image_size` the batches are 224x224, or, where all pictures are small squares of one size
-    (Tiny-ImageNet), of that size. See `pictures.Augmentation` for what is done to them. UserError for a folder that
-    is absent, empty or of another form, and, while reading, for a damaged picture. The loader "synthetic" reads none.
+    Without `image_size` the batches are 224x224 or, if all pictures are small squares of one size (Tiny-ImageNet),
+    of that size. `pictures.Augmentation` describes the augmentation. UserError for a missing, empty or malformed
+    folder and, while reading, for a damaged picture. The loader "synthetic" reads no files.
     """
     if request.loader == "synthetic":
         return synthetic(request)
@@ -68,12 +68,12 @@ def folder(request: Request) -> Dataset:
 
 
 def default_loader() -> Literal["dali", "torchvision"]:
-    """DALI where it is installed."""
+    """DALI if it is installed."""
     return "dali" if find_spec("nvidia") and find_spec("nvidia.dali") else "torchvision"
 
 
 def _pictures(loader: str) -> type[Pictures]:
-    """The split that reads as `loader` says; UserError where that is DALI and it cannot be had."""
+    """The split class for `loader`; UserError if that is DALI and it cannot be imported."""
     if loader == "torchvision":
         return Pictures
     try:
@@ -119,7 +119,7 @@ def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.nda
 
 
 def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndarray, Tensor]:
-    """Files and labels that Tiny-ImageNet's list names, in its order."""
+    """Files and labels listed in Tiny-ImageNet's annotations, in that order."""
     source, pictures = root / part / ANNOTATIONS, root / part / "images"
     present, index = set(_listed(pictures)), {name: label for label, name in enumerate(classes)}
     files: list[str] = []
@@ -138,7 +138,7 @@ def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndar
 
 
 def _augmentation(root: Path, files: np.ndarray, labels: Tensor, request: Request) -> Augmentation:
-    """Judged by the first picture of every class: small ones are augmented lightly and keep their size."""
+    """Chosen from the first picture of each class: small pictures are augmented lightly and keep their size."""
     first = np.unique(labels.numpy(), return_index=True)[1]
     sizes = {size_of(os.path.join(os.fsencode(root), file)) for file in files[first]}
     sides = {side for size in sizes for side in size}
@@ -150,19 +150,19 @@ def _augmentation(root: Path, files: np.ndarray, labels: Tensor, request: Reques
 
 
 def _folders(folder: Path) -> list[str]:
-    """The folders in `folder`, sorted by name, without hidden ones and the __MACOSX of an archive."""
+    """The folders in `folder`, sorted by name, without hidden ones and macOS's __MACOSX."""
     if not folder.is_dir():
         raise UserError(f"{absent(folder)}; expected {EXPECTED}")
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and _counts(e.name))
 
 
 def _counts(name: str) -> bool:
-    """Whether it is neither hidden nor what an archive of a Mac adds."""
+    """Whether it is neither hidden nor added by macOS's archiver."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
 def _listed(folder: Path) -> list[str]:
-    """The pictures that lie directly in `folder`, sorted by name; none where it is absent."""
+    """The pictures directly in `folder`, sorted by name; none if it does not exist."""
     return _readable(os.listdir(folder) if folder.is_dir() else [])
 
 

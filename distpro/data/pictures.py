@@ -19,19 +19,19 @@ from torch.utils.data import Dataset as TorchDataset
 from ..errors import UserError
 from .base import MEAN, STD, Batch, Channels, Loader, Split, mixed
 
-TRIES = 10  # windows that are drawn before the middle is taken, as torchvision does
-Job = tuple[int, int | None]  # row of the split, and the seed of its augmentation (None: none)
+TRIES = 10  # random windows tried before the middle is taken, as in torchvision
+Job = tuple[int, int | None]  # row of the split, and the seed of its augmentation (None: not augmented)
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """How a picture of any size becomes image_size x image_size pixels.
 
-    Usual (ImageNet's): train resizes a random window of 8 to 100 % of the area, 3:4 to 4:3 in shape; test
-    resizes the short side to image_size * 256 / 224 and takes the middle. Light, for pictures of at most 64
-    pixels, of which such windows would leave a few: the short side becomes image_size (most have it already),
-    the middle is taken, and train shifts it by up to image_size / 8 pixels, zeros moving in. In both, train
-    flips half of the pictures. Pixels, in 0 to 1, are normalised by `mean` and `std` per channel.
+    Standard (ImageNet's): training resizes a random window with 8 to 100 % of the area and an aspect ratio of 3:4
+    to 4:3; testing resizes the short side to image_size * 256 / 224 and crops the middle. Light, for pictures of at
+    most 64 pixels, where such windows would leave only a few: the short side becomes image_size (most have it
+    already), the middle is cropped, and training shifts it by up to image_size / 8 pixels, padded with zeros. In
+    both, training flips half of the pictures. Pixels, in 0 to 1, are normalised by `mean` and `std` per channel.
     """
 
     image_size: int
@@ -40,7 +40,7 @@ class Augmentation:
     std: Channels = STD
 
     def __call__(self, picture: Image.Image, seed: int | None) -> Image.Image:
-        """`picture`, RGB; a `seed` for train, None for test."""
+        """`picture`: RGB. `seed`: None for testing."""
         size = self.image_size
         if seed is None:
             return middle(picture, size if self.light else round(size * 256 / 224), size)
@@ -57,7 +57,7 @@ class Augmentation:
 
 
 def middle(picture: Image.Image, short: int, size: int) -> Image.Image:
-    """Resize the short side to `short` pixels (>= size) and cut the middle square of `size` out."""
+    """Resize the short side to `short` pixels (>= size) and crop the middle square of side `size`."""
     width, height = picture.size
     if min(width, height) != short:
         width, height = (int(short * side / min(picture.size)) for side in picture.size)
@@ -67,13 +67,13 @@ def middle(picture: Image.Image, short: int, size: int) -> Image.Image:
 
 
 def draw(seed: int) -> list[float]:
-    """The random numbers of one picture, uniform in [0, 1): TRIES areas, TRIES shapes, left, top and flip."""
+    """Random numbers for one picture, uniform in [0, 1): TRIES areas, TRIES aspect ratios, left, top and flip."""
     chance = random.Random(seed)
     return [chance.random() for _ in range(2 * TRIES + 3)]
 
 
 def random_window(width: int, height: int, chances: list[float]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a random window: 8 to 100 % of the area, 3:4 to 4:3 in shape."""
+    """Left, top, right, bottom of a random window: 8 to 100 % of the area, aspect ratio 3:4 to 4:3."""
     *_, x, y, _ = chances
     for u, v in zip(chances[:TRIES], chances[TRIES : 2 * TRIES], strict=True):
         area, shape = width * height * (0.08 + 0.92 * u), 3 / 4 * (16 / 9) ** v
@@ -87,7 +87,7 @@ def random_window(width: int, height: int, chances: list[float]) -> tuple[int, i
 
 
 def size_of(file: bytes) -> tuple[int, int]:
-    """Width and height in pixels, out of the head of a file; UserError where there is none."""
+    """Width and height in pixels, from the file's header; UserError if it cannot be read."""
     try:
         with Image.open(os.fsdecode(file)) as picture:
             return picture.size
@@ -101,7 +101,7 @@ def decoded(file: bytes) -> Image.Image:
         with Image.open(os.fsdecode(file)) as picture:
             if picture.mode in ("I", "F"):
                 raise ValueError("it has 32 bits a pixel, expected 8 or 16")
-            if picture.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+            if picture.mode.startswith("I;16"):  # Pillow would clip values above 255
                 levels = (np.asarray(picture).astype(np.uint32) + 128) // 257
                 return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
             return picture.convert("RGB")
@@ -116,9 +116,9 @@ def unreadable(file: bytes, error: Exception) -> UserError:
 
 @dataclass(frozen=True, eq=False)
 class Pictures(Split):
-    """A split of pictures that are read from their files when a batch needs them."""
+    """A split whose pictures are read from their files when a batch needs them."""
 
-    files: np.ndarray  # paths below `root` as bytes [N]: one block of memory, which reading processes share
+    files: np.ndarray  # paths below `root` as bytes [N]: one block of memory, which worker processes share
     labels: Tensor
     root: bytes
     augmentation: Augmentation
@@ -152,13 +152,13 @@ class Reader(TorchDataset):
             files = [(os.path.join(self.root, self.files[row]), seed) for row, seed in jobs]
             pictures = [np.asarray(self.augmentation(decoded(file), seed)) for file, seed in files]
         except UserError as error:
-            return error  # raised in a worker it would come out wrapped in the worker's traceback
+            return error  # raised here, it would arrive wrapped in the worker's traceback
         return torch.from_numpy(np.stack(pictures))
 
 
 @dataclass
 class Jobs:
-    """The batch sampler of a `DataLoader`: hands out what the next pass is to read."""
+    """The batch sampler of a `DataLoader`: yields the jobs of the next pass."""
 
     batches: Iterator[list[Job]] = field(default_factory=lambda: iter(()))
 
@@ -167,7 +167,7 @@ class Jobs:
 
 
 class PictureLoader(Loader):
-    """Batches out of files; the worker processes start with the first pass and live as long as the loader."""
+    """Batches read from files; the worker processes start with the first pass and live as long as the loader."""
 
     def __init__(
         self, split: Pictures, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
@@ -188,7 +188,7 @@ class PictureLoader(Loader):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=split.device.type == "cuda",
-            generator=torch.Generator(),  # else every pass would take a number from the global one
+            generator=torch.Generator(),  # otherwise every pass would draw from the global generator
         )
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -201,14 +201,14 @@ class PictureLoader(Loader):
             x = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
             x = x.to(torch.float32, memory_format=self._layout).mul_(self._scale).add_(self._shift)
             yield x.to(self._dtype), self._labels[rows].to(self._device, non_blocking=True)
-            if self._passes != mine:  # the workers read for one pass only
+            if self._passes != mine:  # the workers serve one pass at a time
                 raise RuntimeError("this pass is over: another one over the same loader has begun")
 
     def _rows(self, epoch: int, start: int) -> Iterator[list[int]]:
         return (rows.tolist() for _, rows in self._plan(epoch, start))
 
     def _job(self, row: int, epoch: int) -> Job:
-        """An epoch reads a row once, so the row tells its random numbers apart, whatever the batch size."""
+        """Seeded by the row, which an epoch reads once, so the augmentation does not depend on the batch size."""
         return row, mixed(self._seed, epoch, row) if self._augment else None
 
 

@@ -1,4 +1,4 @@
-"""Small pictures that stay on the device: cropped, flipped and normalised there, a batch at once."""
+"""Small pictures kept on the device, where whole batches are cropped, flipped and normalised at once."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from .base import Batch, Loader, Split, generator
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How stored pictures become input; `mean` and `std` per channel, of values divided by `peak`."""
+    """How stored pictures become network input; `mean` and `std` per channel are of values divided by `peak`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    padding: int  # random shift by up to so many pixels, zeros moving in
-    flip: bool  # left to right, for half of the pictures
+    padding: int  # random shift by up to this many pixels, padded with zeros
+    flip: bool  # horizontally, half of the pictures
     image_size: int | None = None  # resize to this side after the crop; None keeps the size
     peak: float = 255.0
-    alternate: bool = False  # flip each picture in every other epoch, so that two epochs show both of its sides
+    alternate: bool = False  # flip each picture in every other epoch, so that two epochs show it both ways
 
 
 @dataclass(frozen=True, eq=False)
 class Resident(Split):
-    """A split in memory, uint8 [N, C, H + 2p, W + 2p]: pictures in frames of p = `augmentation.padding` zeros."""
+    """A split in memory, uint8 [N, C, H + 2p, W + 2p]: pictures padded by p = `augmentation.padding` zeros."""
 
     padded: Tensor
     labels: Tensor
     augmentation: Augmentation
-    graphs: bool = True  # where it lies on a GPU
+    graphs: bool = True  # on a GPU, make batches by CUDA graphs
 
     @staticmethod
     def of(
@@ -78,7 +78,7 @@ class ResidentLoader(Loader):
         )
         self._first = torch.randint(2, (len(split),), generator=generator(seed)) if augmentation.alternate else None
         self._scale, self._shift = 1 / (augmentation.peak * std), -mean / std
-        # Batches of one size on a GPU: a graph makes them. Its memory is one batch's, so what it makes is copied out.
+        # On a GPU a CUDA graph makes batches of one size. Each replay writes to the same memory: results are cloned.
         captured = split.graphs and drop_last and device.type == "cuda"
         self._graphs = Graphs(CudaGraphs(device)) if captured else None
 
@@ -99,7 +99,7 @@ class ResidentLoader(Loader):
         return self._batch((), to_device(draws, self._padded.device))
 
     def _batch(self, key: tuple[()], draws: Tensor) -> Batch:
-        """The pictures of `draws` [4, N] as input, and their labels; work of the device alone."""
+        """Network input and labels for `draws` [4, N]; runs on the device alone."""
         x = window(self._padded, draws, self._augmentation).float()
         size = self._augmentation.image_size
         if size not in (None, x.shape[-1]):
@@ -110,10 +110,10 @@ class ResidentLoader(Loader):
 def draw(
     rows: Tensor, augmentation: Augmentation, key: tuple[int, int, int] | None, first: Tensor | None = None
 ) -> Tensor:
-    """Where a batch comes from, int64 [4, N]: row, top and left in the padded picture, flip (0 or 1).
+    """What a batch is made of, int64 [4, N]: row, top and left in the padded picture, flip (0 or 1).
 
-    The numbers depend on `key` = (seed, epoch, step) only, for every device; without a key the crop is the
-    middle. first: [M], whether each picture is flipped in epoch 0, where flips alternate.
+    The numbers depend only on `key` = (seed, epoch, step), not on the device; without a key the middle is cropped
+    and nothing flipped. first: [M], whether each picture is flipped in epoch 0, if flips alternate.
     """
     count, pad = len(rows), augmentation.padding
     draws = torch.stack([rows, *torch.full((2, count), pad), torch.zeros_like(rows)])
@@ -126,11 +126,11 @@ def draw(
 
 
 def window(padded: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
-    """The pictures of a batch, uint8 [N, C, H, W], out of `padded` [M, C, H + 2p, W + 2p] by `draws` [4, N].
+    """The pictures of a batch, uint8 [N, C, H, W], from `padded` [M, C, H + 2p, W + 2p] by `draws` [4, N].
 
-    Equivalent to: padded[row, :, top : top + H, left : left + W], flipped where flip is 1, for each picture.
-    All crops are one read through a view of every window there is, and nothing waits for the device, so that
-    a CUDA graph can hold it.
+    Equivalent to: padded[row, :, top : top + H, left : left + W], flipped if flip is 1, for each picture.
+    All crops are one indexed read from a view of all possible windows, and nothing waits for the device, so that
+    a CUDA graph can capture it.
     """
     row, top, left, flip = draws
     height, width = (side - 2 * augmentation.padding for side in padded.shape[2:])

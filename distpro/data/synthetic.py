@@ -1,4 +1,4 @@
-"""One batch of noise again and again: what a job costs without its data."""
+"""One batch of noise, repeated: what a job costs without loading data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .base import Batch, Dataset, Loader, Request, Split
 
-CLASSES, TRAIN, TEST = 1000, 1_281_167, 2_000  # ImageNet's, but for the test pictures, which nobody needs
+CLASSES, TRAIN, TEST = 1000, 1_281_167, 2_000  # ImageNet's, except for the number of test pictures
 
 
 @dataclass(frozen=True, eq=False)
 class Synthetic(Split):
-    """Pictures `[C, H, W]` of noise, with labels that are spread evenly."""
+    """Noise pictures `[C, H, W]` with evenly distributed labels."""
 
     labels: Tensor
     shape: tuple[int, int, int]
@@ -34,7 +34,7 @@ class Synthetic(Split):
 
 
 class SyntheticLoader(Loader):
-    """The same batch at every step; the last one of an epoch may be a part of it."""
+    """The same batch at every step; the last one of an epoch may be shorter."""
 
     def __init__(self, split: Synthetic, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool) -> None:
         super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
@@ -51,7 +51,7 @@ class SyntheticLoader(Loader):
 
 
 def synthetic(request: Request) -> Dataset:
-    """As many classes and training pictures as ImageNet has, 224 pixels wide unless asked otherwise."""
+    """As many classes and training pictures as ImageNet has, 224x224 unless `image_size` says otherwise."""
     size = request.image_size or 224
     names = tuple(map(str, range(CLASSES)))
     train, test = (Synthetic(torch.arange(count) % CLASSES, (3, size, size), request) for count in (TRAIN, TEST))

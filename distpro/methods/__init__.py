@@ -1,7 +1,7 @@
 """Methods: what a student learns from its teacher, one file each.
 
-To add one, write a `Method` in a file of its own and name it in `METHODS`: that is all. Its options that are named like
-flags have their values.
+To add one, write a subclass of `Method` in its own file and add it to `METHODS`. Options named like a command-line flag
+take that flag's value.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from distpro.features import Features, Output, Teacher
 
 
 class Moment(NamedTuple):
-    """What a method needs at a moment of the training, known on the host before the step runs.
+    """What a method needs at one moment of the training, known on the host before the step runs.
 
-    weights: what its losses count now, on the CPU; the only part that may differ from step to step within one
-        CUDA graph. `[len(active)]` for pathways.
-    depth: how many stages of the teacher are to run: None for the whole network, logits too, 0 for nothing.
-    active: the pathways that count, by index.
+    weights: the current weights of its losses, on the CPU; `[len(active)]` for pathways. Only they may change between
+        replays of one CUDA graph.
+    depth: how many stages of the teacher to run; None for the whole network including logits, 0 for none.
+    active: the indices of the pathways whose weight is not 0.
     """
 
     weights: Tensor = torch.ones(0)
@@ -26,39 +26,40 @@ class Moment(NamedTuple):
 
 
 class Method(nn.Module):
-    """The losses that a method adds to the task's; its parameters, if any, train along with the student.
+    """The losses that a method adds to the task loss; its parameters, if any, are trained with the student.
 
-    It is made from the two networks, of which it may read shapes and stages, and from the options it lists. It
-    knows neither data nor task.
+    It is constructed from the two networks, whose shapes and stages it may read, and from its `options`. It knows
+    neither the data nor the task.
     """
 
     needs_teacher: ClassVar[bool] = True
-    reads_maps: ClassVar[bool] = True  # else networks without stages will do
+    reads_maps: ClassVar[bool] = True  # False: the networks need no stages
     pooled: ClassVar[bool] = False  # read the pooled feature as a last stage; an option "pooled" overrides it
-    options: ClassVar[tuple[str, ...]] = ()  # the keyword arguments it understands
-    task_weight: float = 1.0  # what the task's own loss counts beside the method's
+    options: ClassVar[tuple[str, ...]] = ()  # the keyword arguments it accepts
+    task_weight: float = 1.0  # weight of the task loss
 
     def __init__(self, student: Features, teacher: Teacher | None) -> None:
         super().__init__()
 
     def moment(self, progress: float) -> Moment:
-        """What is needed at this moment, 0 at the first step and 1 at the last; by default the whole teacher."""
+        """What is needed at `progress`, 0 at the first step and 1 at the last; by default the whole teacher."""
         return Moment()
 
     @property
     def steady(self) -> bool:
-        """Whether every moment is like the others, so that nobody has to say where the training stands."""
+        """Whether all moments are alike, so that the caller need not pass the progress of the training."""
         return type(self).moment is Method.moment
 
     def parts(self) -> Iterable[nn.Module]:
-        """The modules it runs one by one, each of which can be compiled; no graph then holds more than one."""
+        """The modules it runs one by one, each of which can be compiled on its own."""
         return ()
 
     def forward(self, student: Output, teacher: Output | None, target: Tensor, moment: Moment) -> dict[str, Tensor]:
-        """The weighted loss terms of a batch by name, any but "loss" and "task".
+        """The weighted loss terms of a batch by name, other than "loss" and "task".
 
-        moment: with its weights on the device of the batch. Nothing here may read a value back to the host.
-        teacher: None where the moment's depth is 0.
-        target: what the task's loss compares with, classes `[N]` as a rule.
+        It must not read any value back to the host.
+        moment: its weights are on the device of the batch.
+        teacher: None if the moment's depth is 0.
+        target: the target of the task loss, usually classes `[N]`.
         """
         raise AssertionError(f"{type(self).__name__} must define forward")

@@ -1,4 +1,4 @@
-"""DistPro: many pathways, each counted as a process says. Uniform, final and searched weights are all this method."""
+"""DistPro: many pathways, weighted by a process. Uniform, final and searched weights all use this method."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from distpro.process import WARM_UP, Process, warmed
 
 
 class DistPro(Method):
-    """CE + w(t) * sum_p a_p(t) * l_p (Eq. 2), with w = P * kd_weight after a warm-up and a(t) the process of now.
+    """CE + w(t) * sum_p a_p(t) * l_p (Eq. 2), with w = P * kd_weight after a warm-up and a(t) the process at time t.
 
-    A pathway whose weight is 0 at a moment costs nothing there: neither its transform nor its loss is run, no stage
-    of the teacher past the last that counts, and where all are dropped the teacher is not run at all. Its block then
-    has no gradient, so that the optimizer leaves it, and its momentum, as they are until it returns.
+    A pathway costs nothing while its weight is 0: its transform and loss are not run, nor are teacher stages beyond
+    the last one needed; if all pathways are dropped, the teacher is not run at all. The transform of a dropped
+    pathway gets no gradient, so that the optimizer leaves it and its momentum unchanged until it returns.
     """
 
     options = ("kd_weight", "process", "transforms", "pathways", "distance", "pooled", "logit_pathways", "warm_up")
@@ -48,7 +48,7 @@ class DistPro(Method):
         active = tuple(weights.nonzero().flatten().tolist())
         depth: int | None = max((self.paths.pathways[i].teacher for i in active), default=0)
         if any(i >= self.paths.features for i in active):
-            depth = None  # to the logits
+            depth = None  # up to the logits
         scale = self.scale * warmed(progress, self.warm_up)
         return Moment(scale * weights[list(active)], depth, active)
 

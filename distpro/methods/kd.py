@@ -12,7 +12,7 @@ from distpro.methods.base import Method, Moment
 class KD(Method):
     """Hinton et al., 2015: task_loss_weight * CE + distill_loss_weight * T^2 * KL(teacher || student), softened by T.
 
-    The defaults (0.1, 0.9, T = 4) are those of the CIFAR-100 tables of the field; on ImageNet it has 0.5, 0.5, T = 1.
+    The defaults (0.1, 0.9, T = 4) are usual on CIFAR-100; on ImageNet 0.5, 0.5 and T = 1 are.
     """
 
     reads_maps = False

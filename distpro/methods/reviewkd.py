@@ -16,7 +16,7 @@ from distpro.transforms import Resize, Shape, Size
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion (ABF) of one student stage with what the deeper stages left over."""
+    """Attention-based fusion (ABF) of one student stage with the fused map of the deeper stages."""
 
     def __init__(self, student: Shape, teacher: Shape, mid: int, deepest: bool) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(next(part.parameters()), a=1)
 
     def forward(self, x: Tensor, deeper: Tensor | None, size: Size) -> tuple[Tensor, Tensor]:
-        """`(map of the teacher's size [H, W], rest for the next shallower stage)`."""
+        """`(map [H, W] = size with the teacher's channels, fused map for the next shallower stage)`."""
         x = self.reduce(x)
         if self.attention is not None and deeper is not None:
             deeper = self.resize(deeper, x.shape[2:])
@@ -39,11 +39,11 @@ class Fusion(nn.Module):
 
 
 class ReviewKD(Method):
-    """CE + kd_weight * warm-up * the sum over stages of HCL(ABF(student), teacher), the pooled feature too.
+    """CE + kd_weight * warm-up * sum over stages, including the pooled feature, of HCL(ABF(student), teacher).
 
-    kd_weight is 0.6 to 8 by pair in the authors' recipe; stages are compared one to one. Features are pre-ReLU on
-    both sides, as the authors have it on ImageNet; their CIFAR students are read after the ReLU, WRNs before their last
-    BN, which makes no difference that could be measured (RESULTS.md).
+    The authors' kd_weight is 0.6 to 8, depending on the pair; stages are compared one to one. Features are pre-ReLU
+    on both sides, as in the authors' ImageNet code. Their CIFAR code reads students after the ReLU, and WRNs before the
+    BN, without a measurable difference (RESULTS.md).
     """
 
     pooled = True

@@ -1,4 +1,4 @@
-"""What every network of the zoo shares: stages, timm's methods to read them, and initial weights."""
+"""What the zoo's networks share: stages, timm's methods to read them, and weight initialisation."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 
 class StagedNet(nn.Module, ABC):
-    """A network that is a stem, some stages and a head; timm's feature methods follow from these.
+    """A network of a stem, stages and a head, from which timm's feature methods follow.
 
     Every stage returns its map *before* the ReLU, and whatever reads that map (the next block, the head)
-    begins with the ReLU. So a map can be handed out as it is: nothing is computed twice, no later
-    in-place operation reaches it, and a batch norm sees each batch once.
+    begins with the ReLU. So a map can be returned as it is: nothing is computed twice, no later
+    in-place operation modifies it, and a batch norm sees each batch once.
 
-    A subclass defines `stem` and, where the default does not do, `stage` and `pool`. The names of its
-    layers are those of the published checkpoints.
+    A subclass defines `stem` and, if the defaults do not fit, `stage` and `pool`. Layers are named as in the
+    published checkpoints.
     """
 
     classifier_name: ClassVar[str] = "fc"
 
     def __init__(self, num_classes: int, modules: Sequence[str], channels: Sequence[int], reductions: Sequence[int]):
-        """For each stage: its module's name, its map's channels, and the input's height over the map's."""
+        """For each stage: its module's name, its map's channels, and its reduction (input height / map height)."""
         super().__init__()
         self.num_classes = num_classes
         self.feature_info: list[dict[str, Any]] = [
@@ -33,14 +33,14 @@ class StagedNet(nn.Module, ABC):
 
     @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
-        """[N, in_chans, H, W] -> what the first stage reads."""
+        """[N, in_chans, H, W] -> the input of the first stage."""
 
     def stage(self, index: int, x: Tensor) -> Tensor:
-        """The map [N, C, H, W] of stage `index`, pre-ReLU, from the map before it."""
+        """The pre-ReLU map [N, C, H, W] of stage `index`, from the previous map."""
         return self.get_submodule(self.feature_info[index]["module"])(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """The last map [N, C, H, W], pre-ReLU -> what the classifier reads, [N, C]."""
+        """The last map [N, C, H, W], pre-ReLU -> the classifier's input [N, C]."""
         return F.relu(x).mean((2, 3))
 
     def get_classifier(self) -> nn.Module:
@@ -55,11 +55,11 @@ class StagedNet(nn.Module, ABC):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The pre-ReLU maps of the wanted stages, in network order, as timm's method of this name gives them.
+        """The pre-ReLU maps of the selected stages, in network order, like timm's method of this name.
 
         indices: None for all stages, n for the last n, or a sequence (negative counts from the end).
-        stop_early: run no stage after the last wanted one; the first result is then that stage's map.
-        norm: of no effect, as in timm's own convolutional networks.
+        stop_early: run no stage after the last selected one; the first result is then that stage's map.
+        norm: ignored, as in timm's convolutional networks.
         Returns (last map, [maps]), each [N, C, H, W], or only [maps] with `intermediates_only`.
         """
         if output_fmt != "NCHW":
@@ -106,16 +106,16 @@ def conv(cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1)
 
 
 def projection(cin: int, cout: int, stride: int) -> nn.Sequential:
-    """A residual block's shortcut: nothing where the shapes agree, else 1x1 convolution and batch norm."""
+    """A residual block's shortcut: identity if the shapes agree, else 1x1 convolution and batch norm."""
     if stride == 1 and cin == cout:
         return nn.Sequential()
     return nn.Sequential(conv(cin, cout, 1, stride), nn.BatchNorm2d(cout))
 
 
 def he_init(net: nn.Module, linear_std: float | None = None) -> None:
-    """Start as the published networks do: convolutions from N(0, 2 / fan-out) (arXiv 1502.01852), biases zero.
+    """Initialise as the published networks do: convolutions from N(0, 2 / fan-out) (arXiv 1502.01852), biases zero.
 
-    `linear_std`: draw the linear weights too, from N(0, linear_std^2), biases zero; None keeps torch's.
+    `linear_std`: also linear weights, from N(0, linear_std^2), with zero biases; None keeps torch's defaults.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

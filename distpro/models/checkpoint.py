@@ -1,4 +1,4 @@
-"""Weights from and to files: checked before a model is touched, and no pickled code ever runs."""
+"""Loading and saving weights: checked before the model is touched, and no pickled code ever runs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from distpro.errors import UserError, nearest
 from distpro.files import whole_file
 from distpro.models.zoo import ZOO
 
-# Where the checkpoints of the common training scripts keep the weights, in the order tried: as in timm, first their
-# moving average, whose accuracy such a script reports.
+# The keys under which common training scripts save weights, in the order tried. As in timm, the moving average is
+# first: its accuracy is the one reported.
 HOLDERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "net", "student", "params")
-AVERAGED = "n_averaged"  # what torch's AveragedModel adds to the weights, as torchvision's scripts save them
-# Older torch did not count batches; `load_state_dict` starts such a count at the model's own.
+AVERAGED = "n_averaged"  # added to the weights by torch's AveragedModel, which torchvision's scripts save
+# Old versions of torch did not save this count; `load_state_dict` then keeps the model's own.
 UNCOUNTED = ".num_batches_tracked"
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
     """Copy the weights in the file `path` into `model`, all or none of them.
 
-    The file is `.safetensors`, or a torch file (read with `weights_only=True`) with a state dict or a dict
-    that has one under a usual name ("model", "state_dict", …). The prefixes that data-parallel and compiled
-    models add to the names are removed. Where it holds a moving average of the weights too, that is taken.
-    Returns what else the file says in single values, such as {"epoch": 200, "best_acc": 66.41}.
+    The file is `.safetensors` or a torch file (read with `weights_only=True`), with a state dict on its own or
+    under a usual key ("model", "state_dict", …). Prefixes that data-parallel and compiled models add to the names
+    are removed. If the file also holds a moving average of the weights, that is loaded.
+    Returns the file's scalar entries, such as {"epoch": 200, "best_acc": 66.41}.
     Raises UserError for a file that is missing, unreadable, unsafe or of another model.
     """
     path = Path(path)
@@ -45,11 +45,10 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
 
 def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, str] | None = None) -> None:
-    """Write the model's state dict to `path` as safetensors, under the model's own names; `facts` in its header.
+    """Write the model's state dict to `path` as safetensors, with the model's own keys and `facts` in the header.
 
-    The file appears whole or not at all. Tensors that share memory are written once for each name, so that
-    every reader finds every name. Of the processes of a job the first one writes. A `UserError` where the file cannot
-    be written.
+    The write is atomic. Shared tensors are written once per key, so that every reader finds every key. In a
+    distributed job only the primary process writes. Raises UserError if the file cannot be written.
     """
     if not parallel.is_primary():
         return
@@ -59,14 +58,14 @@ def save_weights(model: nn.Module, path: str | Path, facts: Mapping[str, str] | 
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, without what torch.compile and data parallelism put around it."""
+    """The network without the wrappers of torch.compile and data parallelism."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return _unwrapped(model.module)
     return _unwrapped(model._orig_mod) if "_orig_mod" in model._modules else model  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict in the file, names without wrappers' prefixes, and the single values beside it."""
+    """The file's state dict, without wrappers' prefixes, and its scalar entries."""
     if not path.is_file():
         beside = nearest(path.name, (p.name for p in path.parent.glob("*") if p.is_file()), most=1)
         raise UserError(f"there is no checkpoint '{path}'" + "".join(f": did you mean '{name}'?" for name in beside))
@@ -89,7 +88,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _content(path: Path) -> Any:
-    """By what the file begins with: its name may say anything."""
+    """The content of the file, whose type is detected from its first bytes, not from its name."""
     with path.open("rb") as file:
         head = file.read(64)
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -142,7 +141,7 @@ def _bare_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
-    """Raise the UserError that says best why `state` does not fit `model`, if it does not."""
+    """If `state` does not fit `model`, raise the UserError that best explains why."""
     own = model.state_dict()
     missing = [key for key in own if key not in state and not key.endswith(UNCOUNTED)]
     extra = [key for key in state if key not in own]
@@ -153,7 +152,7 @@ def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
                 raise UserError(f"checkpoint '{path}' holds values in '{key}' that are not finite")
         return
     pairs = [(state[key].shape, own[key].shape) for key in differ]
-    # Only a classifier can differ in nothing but its number of outputs: those of other layers are inputs elsewhere.
+    # Only a classifier can differ just in its number of outputs: those of other layers are inputs elsewhere.
     if not missing and not extra and any(len(wants) > 1 for _, wants in pairs):
         outputs = {(has[:1], wants[:1]) for has, wants in pairs}
         if len(outputs) == 1 and all(has[1:] == wants[1:] for has, wants in pairs):
@@ -176,7 +175,7 @@ def _some(keys: Any) -> str:
 
 
 def _zoo_name(state: Mapping[str, Tensor]) -> str | None:
-    """The zoo's network that has these names and shapes, whatever its classes and input channels."""
+    """The zoo network with these keys and shapes, regardless of classes and input channels."""
     shapes = {key: value.shape for key, value in state.items() if not key.endswith(UNCOUNTED)}
     for name, build in ZOO.items():
         with torch.device("meta"):

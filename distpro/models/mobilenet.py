@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., arXiv 1801.04381), half as wide, as distillation uses it on CIFAR."""
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381) at half width, as used for distillation on CIFAR."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _conv_norm_relu(cin: int, cout: int, kernel: int, stride: int = 1, groups: i
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to `expand` times the channels, depthwise 3x3, 1x1 back; plus the input where the shapes agree."""
+    """1x1 to `expand` times the channels, depthwise 3x3, 1x1 back; plus the input if the shapes agree."""
 
     def __init__(self, cin: int, cout: int, stride: int, expand: int):
         super().__init__()
@@ -36,7 +36,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(StagedNet):
     """Expansion 6, the last group's map widened to 1280 channels before the pooling.
 
-    No ReLU follows a block, so its map is pre-ReLU by nature. Maps at 32x32: 16, 8, 4 and 2 pixels high.
+    No ReLU follows a block, so maps are pre-ReLU anyway. Map heights for 32x32 input: 16, 8, 4, 2.
     """
 
     classifier_name = "classifier"

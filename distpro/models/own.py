@@ -18,11 +18,10 @@ def is_own(name: str) -> bool:
 
 
 def own_network(name: str, role: str, num_classes: int, in_chans: int) -> nn.Module | None:
-    """What `package.module:function` makes; None for names of other kinds.
+    """The network that `package.module:function` returns; None for names of other kinds.
 
-    The function is called with those of timm's `num_classes` and `in_chans` that it has parameters for, else without
-    arguments. role: "teacher" or "student", for the `UserError` where there is no such module or function, or no
-    network.
+    The function is called with whichever of timm's `num_classes` and `in_chans` it has parameters for. role: "teacher"
+    or "student", for the `UserError` if the module or function does not exist or returns no network.
     """
     own = OWN.fullmatch(name)
     if own is None:

@@ -1,4 +1,4 @@
-"""CIFAR residual networks (He et al., arXiv 1512.03385): of basic blocks in three stages, ResNet-50 in four."""
+"""CIFAR residual networks (He et al., arXiv 1512.03385): basic blocks in three stages; ResNet-50 has four."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _layer(block: Callable[[int, int, int], nn.Module], count: int, cin: int, co
 
 
 class ResNet(StagedNet):
-    """resnet8 to resnet110; with more channels resnet8x4 and resnet32x4. Maps at 32x32: 32, 16 and 8 high.
+    """resnet8 to resnet110, and the wider resnet8x4 and resnet32x4. Map heights for 32x32 input: 32, 16, 8.
 
     `channels`: of the stem and of the three stages.
     """
@@ -78,7 +78,7 @@ class ResNet(StagedNet):
 
 
 class ResNet50(StagedNet):
-    """ResNet-50 with a 3x3 stem at stride 1 and no max pooling. Maps at 32x32: 32, 16, 8 and 4 high."""
+    """ResNet-50 with a 3x3 stem at stride 1 and no max pooling. Map heights for 32x32 input: 32, 16, 8, 4."""
 
     classifier_name = "linear"
 

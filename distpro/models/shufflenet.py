@@ -14,8 +14,8 @@ STEM = 24
 class GroupedBlock(nn.Module):
     """Version 1's bottleneck; pre-ReLU map in, pre-ReLU map out.
 
-    At stride 2 the input, averaged, is appended to the channels instead of added. Where the published
-    networks differ from the paper (a ReLU behind the depthwise convolution), this follows the networks.
+    At stride 2 the average-pooled input is concatenated instead of added. Where the published networks
+    differ from the paper (a ReLU after the depthwise convolution), this follows the networks.
     """
 
     def __init__(self, cin: int, cout: int, stride: int, groups: int):
@@ -39,7 +39,7 @@ class GroupedBlock(nn.Module):
 
 
 class ShuffleV1(StagedNet):
-    """ShuffleNet 1x with three groups and a 1x1 stem. Maps at 32x32: 16, 8 and 4 pixels high."""
+    """ShuffleNet 1x with three groups and a 1x1 stem. Map heights for 32x32 input: 16, 8, 4."""
 
     classifier_name = "linear"
 
@@ -60,10 +60,10 @@ class ShuffleV1(StagedNet):
 
 
 class SplitBlock(nn.Module):
-    """Version 2's block at stride 1: half of the channels pass, the others are convolved.
+    """Version 2's block at stride 1: half of the channels pass through, the others are convolved.
 
-    Reads and returns a map before its ReLU and its channel shuffle. The half that passes is not negative
-    after the first ReLU, so that the next block may apply the ReLU to all channels.
+    Takes and returns maps before the ReLU and the channel shuffle. The half that passes through is already
+    non-negative, so that the next block may apply the ReLU to all channels.
     """
 
     def __init__(self, channels: int):
@@ -83,7 +83,7 @@ class SplitBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Version 2's block at stride 2: two convolved branches side by side; maps as in `SplitBlock`."""
+    """Version 2's block at stride 2: two parallel convolutional branches; maps as in `SplitBlock`."""
 
     def __init__(self, cin: int, cout: int):
         super().__init__()
@@ -110,7 +110,7 @@ class DownBlock(nn.Module):
 class ShuffleV2(StagedNet):
     """ShuffleNetV2 1x with a 1x1 stem; a 1x1 convolution to 1024 channels precedes the pooling.
 
-    Maps at 32x32: 16, 8 and 4 pixels high.
+    Map heights for 32x32 input: 16, 8, 4.
     """
 
     classifier_name = "linear"

@@ -1,4 +1,4 @@
-"""VGG with batch norm for CIFAR (Simonyan and Zisserman, arXiv 1409.1556), one linear layer behind."""
+"""VGG with batch norm and a single linear layer for CIFAR (Simonyan and Zisserman, arXiv 1409.1556)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def _block(cin: int, cout: int, convs: int) -> nn.Sequential:
             nn.BatchNorm2d(cout),
             nn.ReLU(),
         ]
-    return nn.Sequential(*layers[:-1])  # the last ReLU belongs to the reader of the map
+    return nn.Sequential(*layers[:-1])  # whatever reads the map applies the last ReLU
 
 
 class VGG(StagedNet):
-    """vgg8 (one convolution a block) and vgg13 (two): a block as the stem, four more as stages.
+    """vgg8 (one convolution per block) and vgg13 (two): a block as the stem, four more as stages.
 
-    As published, the last block is pooled before only from 64x64 pixels on. Odd sizes are pooled upwards,
-    so that any input passes: 8x8 arrives at one pixel. Maps at 32x32: 16, 8, 4 and 4 pixels high.
+    As published, max pooling precedes the last block only for inputs of 64x64 or more. Pooling rounds odd sizes
+    up, so that any input size works: 8x8 ends at one pixel. Map heights for 32x32 input: 16, 8, 4, 4.
     """
 
     classifier_name = "classifier"

@@ -23,7 +23,7 @@ class WideBlock(nn.Module):
         self.convShortcut = None if cin == cout else conv(cin, cout, 1, stride)
 
     def forward(self, x: Tensor, normed: bool = False) -> Tensor:
-        """`normed`: x is behind bn1 already, for a block without an identity shortcut."""
+        """`normed`: x has passed bn1 already; for blocks without an identity shortcut."""
         pre = F.relu(x if normed else self.bn1(x))
         out = self.conv2(F.relu(self.bn2(self.conv1(pre))))
         return out + (x if self.convShortcut is None else self.convShortcut(pre))
@@ -47,12 +47,12 @@ class WideGroup(nn.Module):
 class WideResNet(StagedNet):
     """wrn_D_W: (D - 4) / 6 blocks in each of three stages, W times 16, 32 and 64 channels.
 
-    A stage's map is its sum *after* the batch norm that follows it: the published pre-activation features.
-    That norm belongs to the next stage's first block, or is the network's last. It is run once, as the end
-    of the stage, and the next stage begins behind it: running it again for the features would move its
-    statistics twice a batch. That is exact, because the first block of a later stage changes the number of
-    channels, so has no identity shortcut, and nothing but the norm reads the sum.
-    Maps at 32x32: 32, 16 and 8 high.
+    A stage's map is its residual sum *after* the batch norm that follows: the published pre-activation features.
+    That norm belongs to the next stage's first block, or is the network's last. It is run once, at the end of
+    the stage, and the next stage starts after it: running it again for the features would update its statistics
+    twice per batch. This is exact, because the first block of a later stage changes the number of channels, so
+    it has no identity shortcut and only the norm reads the sum.
+    Map heights for 32x32 input: 32, 16, 8.
     """
 
     def __init__(self, depth: int, width: int, *, num_classes: int, in_chans: int = 3):

@@ -19,7 +19,7 @@ from distpro.models.wrn import WideResNet
 
 WIDE = ((40, 2), (40, 1), (28, 4), (16, 4), (16, 2), (16, 1), (10, 1))
 NARROW, TIMES4 = (16, 16, 32, 64), (32, 64, 128, 256)  # channels of a ResNet's stem and stages
-HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # prefixes of timm's own
+HUBS = ("hf-hub:", "hf_hub:", "local-dir:")  # timm's own prefixes
 
 Builder = Callable[..., StagedNet]
 RGB = tuple[float, float, float]
@@ -37,7 +37,7 @@ ZOO: dict[str, Builder] = {
 
 
 def list_models() -> list[str]:
-    """The names of the CIFAR zoo; besides these any `wrn_D_W` and every name of timm is a model."""
+    """The names of the CIFAR zoo; any other `wrn_D_W` and every timm name are valid too."""
     return list(ZOO)
 
 
@@ -48,14 +48,14 @@ def create_model(
     pretrained: bool = False,
     image_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
-    """The network `name`, for pictures [N, in_chans, H, W], with logits [N, num_classes].
+    """The network `name`: pictures [N, in_chans, H, W] to logits [N, num_classes].
 
-    name: of the zoo, in any letter case, or of timm; `cifar:NAME` and `timm:NAME` force a side. A plain
-        name that both know is the zoo's (`vgg13`), unless only timm spells it so: `resnet50` is timm's.
-    pretrained: timm's published weights; the zoo has none, load a checkpoint there.
-    image_size: the pictures' size, for the timm models that must know it; the others take any, and so do then those
-        whose position embedding timm can resize (plain ViTs).
-    Raises UserError for an unknown name, and where timm cannot build the model or get its weights.
+    name: of the zoo, in any letter case, or of timm; the prefixes `cifar:` and `timm:` choose one of them. A plain
+        name known to both is the zoo's (`vgg13`), unless only timm spells it that way: `resnet50` is timm's.
+    pretrained: load timm's published weights; the zoo has none: load a checkpoint instead.
+    image_size: of the pictures, for timm models that must know it. Others take any size; so do, if it is given,
+        those whose position embedding timm can resize (plain ViTs).
+    Raises UserError for an unknown name, and if timm cannot build the model or get its weights.
     """
     check_model(name)
     side, bare = _split(name)
@@ -68,36 +68,36 @@ def create_model(
 
 
 def check_model(name: str) -> None:
-    """A `UserError` names the nearest there are where `create_model` would know no such network."""
+    """Raise a `UserError` with the nearest names if `create_model` does not know `name`."""
     side, bare = _split(name)
     if not (side != "timm" and _builder(bare)) and not (side != "cifar" and _timm_knows(bare)):
         raise unknown("model", name, _names(side))
 
 
 def normalisation(name: str) -> tuple[RGB, RGB] | None:
-    """Mean and std of the pictures that timm's network `name` is trained with; None where timm does not say."""
+    """Mean and std with which the inputs of timm's network `name` are normalised; None if timm does not say."""
     side, bare = _split(name)
     if side == "cifar" or _ours(side, bare) or not _timm_knows(bare):
         return None
     import timm
 
-    try:  # of a network on a hub or in a folder timm knows them only with the network
+    try:  # for a network on a hub or in a folder, timm knows them only once it is created
         made = timm.create_model(bare).pretrained_cfg if bare.startswith(HUBS) else None
         found: Any = made or vars(timm.models.get_pretrained_cfg(bare))
-    except Exception:  # an unknown tag, or no connection: making the network tells
+    except Exception:  # an unknown tag, or no connection: creating the network will report it
         return None
     mean, std = (tuple(map(float, found[key])) for key in ("mean", "std"))
     return (mean, std) if len(mean) == len(std) == 3 else None
 
 
 def plain_name(name: str) -> str:
-    """The name as tables have it: without a prefix, and in the zoo's letter case where the zoo knows it."""
+    """The name as shown in tables: without a prefix, and in the zoo's letter case if the zoo knows it."""
     bare = _split(name.rpartition("/")[2])[1]
     return {known.lower(): known for known in ZOO}.get(bare.lower(), bare)
 
 
 def published_classes(model: nn.Module) -> int | None:
-    """How many classes timm's published weights of this network tell apart; None where it has none."""
+    """Number of classes of timm's published weights for this network; None if it has none."""
     return (getattr(model, "pretrained_cfg", None) or {}).get("num_classes")
 
 
@@ -122,13 +122,13 @@ def _builder(name: str) -> Builder | None:
 
 
 def _ours(side: str, bare: str) -> Builder | None:
-    """What makes the network if it is the zoo's and not timm's."""
+    """The builder of the network if it is the zoo's, not timm's; else None."""
     build = None if side == "timm" else _builder(bare)
     return None if build and not side and bare not in ZOO and _timm_knows(bare) else build
 
 
 def _timm_knows(name: str) -> bool:
-    import timm  # here, because its import takes seconds that a network of the zoo can do without
+    import timm  # imported here: it takes seconds, which a zoo network need not wait for
 
     return name.startswith(HUBS) or timm.is_model(name)
 

@@ -1,4 +1,4 @@
-"""Operators: one file each, with the reference that tests and benchmarks share. Imports nothing of training."""
+"""Operators, one file each, and the reference that tests and benchmarks share. Imports no training code."""
 
 from distpro.ops.pathway_dots import pathway_dots
 from distpro.ops.pathway_loss import DISTANCES, pathway_loss

@@ -1,4 +1,4 @@
-"""What the operators share: the library they are registered in, and how tensors become addresses."""
+"""What the operators share: the library they are registered in, and passing tensors to kernels as addresses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from distpro.errors import UserError
 
 LIBRARY = torch.library.Library("distpro", "DEF")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Elements of a tile: on the CPU those of two maps, in float32, fill an eighth of a 1 MB L2 cache.
+# Elements per tile: on the CPU the float32 tiles of two maps fill an eighth of a 1 MB L2 cache.
 TILE_ELEMENTS = {"cpu": 16384, "cuda": 8192}
-# Least channels of a channels_last tile. On the CPU with 16 of them, 32 bytes of every pixel, 56x56 maps in bfloat16
-# ran at 0.34 of the copy's rate, with 256 at 0.69: half of each cache line was fetched for nothing.
+# Fewest channels of a channels_last tile. On the CPU 56x56 maps in bfloat16 ran at 0.34 of the bandwidth of a copy with
+# 16 channels, and at 0.69 with 256: 16 are 32 bytes of each pixel, so half of each cache line was wasted.
 TILE_CHANNELS = {"cpu": 256, "cuda": 16}
 
 
@@ -48,8 +48,8 @@ def check_dtype(what: str, dtype: torch.dtype, choices: Sequence[torch.dtype] = 
 
 
 def refuse_forward_mode(what: str, tensors: Sequence[Tensor]) -> None:
-    """PyTorch takes an operator without a forward rule for a constant: its tangents would silently be zero."""
-    if forward_ad._current_level < 0:  # outside forward mode: 27 us of perturb's 500 went to asking 88 tensors
+    """Raise in forward mode, where PyTorch takes an operator without a rule for a constant: silently zero tangents."""
+    if forward_ad._current_level < 0:  # not in forward mode; checking 88 tensors took 27 of perturb's 500 us
         return
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise UserError(
@@ -59,9 +59,9 @@ def refuse_forward_mode(what: str, tensors: Sequence[Tensor]) -> None:
 
 
 def register_autograd(name: str, backward: Callable[..., Any], setup: Callable[..., Any] | None = None) -> None:
-    """As torch.library.register_autograd, but tangents are refused: that one drops them without a word.
+    """Like torch.library.register_autograd, but refuses forward-mode tangents, which that one silently drops.
 
-    `setup(ctx, inputs, output)` saves what `backward(ctx, *gradients)` needs; lists of tensors count as one argument.
+    `setup(ctx, inputs, output)` saves what `backward(ctx, *gradients)` needs; a list of tensors is one argument.
     """
     what = name.removeprefix("distpro::")
     operator = getattr(torch.ops.distpro, what).default
@@ -114,7 +114,7 @@ def _nested(lengths: Sequence[int | None], flat: Sequence[Any]) -> list[Any]:
 
 
 def refuse_backward(name: str, sentence: str) -> None:
-    """Without this, PyTorch would only warn and give no gradient."""
+    """Make backward raise; otherwise PyTorch would only warn and give no gradient."""
 
     def refuse(ctx: Any, *gradients: Any) -> Any:
         raise RuntimeError(f"{sentence}; DISTPRO_NATIVE=0 runs its reference, which PyTorch can differentiate")
@@ -123,13 +123,13 @@ def refuse_backward(name: str, sentence: str) -> None:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """How a tensor is read: as it is where it is dense in one of these formats, else as a copy in the first."""
+    """The format to read a tensor in: channels_last if it is dense in that only, else contiguous (perhaps a copy)."""
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def dense(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor in the memory format of its counterpart; itself where it already is."""
+    """Each tensor in the memory format of its counterpart in `like`, copied only if needed."""
     if all(x.is_contiguous() and (x is y or y.is_contiguous()) for x, y in zip(tensors, like, strict=True)):
         return list(tensors)
     return [x.contiguous(memory_format=memory_format(y)) for x, y in zip(tensors, like, strict=True)]
@@ -138,7 +138,7 @@ def dense(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
 def dense_once(
     tensors: Sequence[Tensor], formats: Sequence[torch.memory_format]
 ) -> tuple[tuple[int, ...], list[Tensor]]:
-    """A number for each tensor, the same for the same memory, and each tensor in its format, copied once at most."""
+    """An id for each tensor, equal for equal memory, and each tensor in its format, copied at most once."""
     numbers = same([(t.data_ptr(), t.shape, t.stride(), f) for t, f in zip(tensors, formats, strict=True)])
     made: dict[int, Tensor] = {}
     for number, tensor, wanted in zip(numbers, tensors, formats, strict=True):
@@ -152,14 +152,14 @@ def addresses(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def same(keys: Sequence[Any]) -> tuple[int, ...]:
-    """A number for each key, the same for the same key: (a, b, a) -> (0, 1, 0)."""
+    """An id for each key, equal for equal keys: (a, b, a) -> (0, 1, 0)."""
     numbers: dict[Any, int] = {}
     return tuple(numbers.setdefault(key, len(numbers)) for key in keys)
 
 
 @contextlib.contextmanager
 def stream_on(device: torch.device) -> Any:
-    """The stream to launch on, with its device the current one; None for the CPU."""
+    """The stream to launch on, with `device` made current; None for the CPU."""
     if device.type == "cpu":
         yield None
     else:

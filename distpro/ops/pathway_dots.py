@@ -17,15 +17,15 @@ from distpro.ops.reference import accumulation
 
 
 def pathway_dots(left: Sequence[Tensor], right: Sequence[Tensor], pathway_of: Sequence[int] | None = None) -> Tensor:
-    """`[P]`: the inner product of each pair; with `pathway_of`, pathway p's is the sum of the pairs k that it names
-    with `pathway_of[k] == p`, and P is the largest plus 1.
+    """`[P]`: the inner product of each pair; with `pathway_of`, entry p is the sum over the pairs k with
+    `pathway_of[k] == p`, and P is `max(pathway_of) + 1`.
 
-    left, right: tensors of one type (float32, bfloat16, float16 or float64) on one device, at least one of each;
-        `left[k]` and `right[k]` have one shape. They are read in place where they are dense in one memory format,
-        else copied. A right side that several pairs share is read once from memory.
+    left, right: tensors of one dtype (float32, bfloat16, float16 or float64) on one device, at least one of each;
+        `left[k]` and `right[k]` have the same shape. They are read in place if they are dense in the same memory
+        format, else copied. A right side shared by several pairs is read from memory once.
 
-    The result is float32, for float64 inputs float64, summed in double: the same bits with any number of threads.
-    It carries no gradient: `UserError` in forward mode, `RuntimeError` in backward.
+    The result is float32 (float64 for float64 inputs), summed in double, and bitwise the same for any number of
+    threads. It carries no gradient: `UserError` in forward mode, `RuntimeError` in backward.
 
     Equivalent to: torch.stack([(a * b).sum() for a, b in zip(left, right)])
     """
@@ -61,7 +61,7 @@ def _plan(dtype: torch.dtype, sizes: Any, right_of: Any, pathway_of: Any, pathwa
 def _run(left: list[Tensor], right: list[Tensor], pathway_of: list[int], pathways: int) -> Tensor:
     kernels: Any = _native.native()
     dots = _fake(left, right, pathway_of, pathways)
-    some = [k for k, a in enumerate(left) if a.numel()]  # the kernels have no work of no elements
+    some = [k for k, a in enumerate(left) if a.numel()]  # the kernels do not take empty tensors
     if not some:
         return dots.zero_()
     left, right = [left[k] for k in some], [right[k] for k in some]

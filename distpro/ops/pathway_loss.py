@@ -21,19 +21,19 @@ def pathway_loss(
 ) -> tuple[Tensor, Tensor]:
     """`(loss, per_pathway)`: the weighted sum of P feature losses (Eq. 2's inner sum) `[]`, and the P losses `[P]`.
 
-    students, teachers: P maps each, `[N, C, H, W]`, with l2 and l1 of any shape (tokens `[N, L, C]`);
-        `students[p]` and `teachers[p]` have one shape. float32, bfloat16, float16 or float64 on one device; unlike
-        types are converted to their common one first.
-    weights: `[P]`. A pathway of weight 0 is not read: its loss, and its gradients, are 0 whatever its maps hold.
+    students, teachers: P maps each, `[N, C, H, W]`, or of any shape for l2 and l1 (tokens `[N, L, C]`);
+        `students[p]` and `teachers[p]` have the same shape. float32, bfloat16, float16 or float64 on one device;
+        mixed dtypes are first promoted to a common one.
+    weights: `[P]`. A pathway of weight 0 is not read: its loss and gradients are 0, whatever its maps hold.
     distance: hcl, l2 or l1.
 
-    Both results are float32, for float64 maps float64, and all sums are accumulated in it or better. Gradients flow
-    to the students and the weights through both. Maps dense as [N, C, H, W] or channels_last are read in place,
-    others copied; a teacher's map is best in the layout of its students. The same inputs give the same bits, with
-    any number of threads.
+    Both results are float32 (float64 for float64 maps), and all sums are accumulated in that dtype or wider. Gradients
+    flow to the students through both results and to the weights through `loss`. Contiguous and channels_last maps are
+    read in place, others are copied; a teacher's map is best in the layout of its students. The results are bitwise
+    the same for any number of threads.
 
-    Raises `UserError` for maps that do not fit each other, a teacher that requires a gradient, and forward-mode
-    differentiation; `RuntimeError` for second derivatives of the students.
+    Raises `UserError` for maps that do not match, a teacher's map that requires a gradient, and forward-mode
+    differentiation; `RuntimeError` for second derivatives with respect to the students.
 
     Equivalent to:
         per_pathway = torch.stack([DISTANCES[distance](s - t) for s, t in zip(students, teachers)])
@@ -83,7 +83,7 @@ def _check(students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Tens
 def _plan(dtype: torch.dtype, distance: str, shapes: Any, last: Any, teacher_of: Any, device_type: str) -> Any:
     kernels = _native.native()
     assert kernels is not None
-    if distance != "hcl":  # these know no layout: any dense map is a row of numbers
+    if distance != "hcl":  # the layout does not matter: any dense map is a flat array
         last = [False] * len(shapes)
         shapes = [(torch.Size(shape).numel(), 1, 1, 1) for shape in shapes]
     layouts = [kernels.Layout.channels_last if x else kernels.Layout.planes for x in last]
@@ -93,7 +93,7 @@ def _plan(dtype: torch.dtype, distance: str, shapes: Any, last: Any, teacher_of:
 
 
 def _prepare(students: Sequence[Tensor], teachers: Sequence[Tensor], distance: str) -> tuple[Any, Any, Any]:
-    """The plan, and the maps in memory as the plan wants them."""
+    """The plan, and the maps in the layouts that the plan expects."""
     formats = [memory_format(s) for s in students]
     students = _library.dense(students, students)
     teacher_of, teachers = _library.dense_once(teachers, formats)
@@ -105,7 +105,7 @@ def _prepare(students: Sequence[Tensor], teachers: Sequence[Tensor], distance: s
 
 
 def _means(students: Sequence[Tensor], distance: str) -> Any:
-    """How many bin means there are."""
+    """Number of bin means."""
     if distance != "hcl":
         return 0
     return sum(s.shape[0] * s.shape[1] * sum(k * k for k in HCL_LEVELS if k < s.shape[2]) for s in students)
@@ -175,7 +175,7 @@ _BACKWARD = _library.register(
 def _save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
     students, teachers, weights, ctx.distance, ctx.keep_means = inputs
     ctx.formats = [memory_format(s) for s in students]
-    ctx.set_materialize_grads(False)  # the means alone are 22 MB for the 27 pathways of a batch of 128
+    ctx.set_materialize_grads(False)  # zeros for the means alone are 22 MB, for 27 pathways and a batch of 128
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(weights, *output[1:], *students, *teachers)
 
@@ -185,7 +185,7 @@ def _differentiate(
 ) -> tuple[Any, ...]:
     weights, per_pathway, means, *maps = ctx.saved_tensors
     middle = len(maps) // 2
-    # the means are in the order of the maps' memory, which a hook that offloads saved tensors may change
+    # the means are in the maps' memory order, which a hook that offloads saved tensors may have changed
     students = [s.contiguous(memory_format=f) for s, f in zip(maps[:middle], ctx.formats, strict=True)]
     teachers = maps[middle:]
     nothing = [None] * middle

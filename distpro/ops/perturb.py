@@ -1,4 +1,4 @@
-"""Parameters a small step to either side along a direction."""
+"""Parameters moved a small step to either side along a direction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def perturb(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """`(plus, minus, epsilon)`: new tensors `parameters +- epsilon * direction`, and epsilon `[]`.
 
-    parameters, direction: as many tensors, pairwise of one shape, all float32 or all float64 on one device (in a
-        16-bit type most parameters would not move at all). Neither is written to.
-    radius: epsilon = radius / norm, the norm of all of `direction` together.
+    parameters, direction: equally many tensors, pairwise of the same shape, all float32 or all float64 on one device
+        (in a 16-bit dtype most parameters would not move at all). Neither is modified.
+    radius: epsilon = radius / norm, with the L2 norm over all of `direction`.
 
-    Where the norm is 0 epsilon is 0; where it is not finite epsilon is NaN, and so are both sides. Nothing is read
-    back to the host. The results carry no gradient: `UserError` in forward mode, `RuntimeError` in backward.
+    If the norm is 0, epsilon is 0; if it is not finite, epsilon, plus and minus are NaN. Nothing is read back to
+    the host. The results carry no gradient: `UserError` in forward mode, `RuntimeError` in backward.
 
     Equivalent to:
         epsilon = radius / torch.cat([d.flatten() for d in direction]).norm()
@@ -62,7 +62,7 @@ def _run(parameters: list[Tensor], direction: list[Tensor], radius: float) -> tu
     direction = _library.dense(direction, parameters)
     plus, minus, epsilon = _fake(parameters, direction, radius)
     first = parameters[0]
-    some = [k for k, p in enumerate(parameters) if p.numel()]  # the kernels have no work of no elements
+    some = [k for k, p in enumerate(parameters) if p.numel()]  # the kernels do not take empty tensors
     if not some:
         return plus, minus, epsilon.zero_()
     tile_elements = _library.TILE_ELEMENTS[first.device.type]
@@ -77,7 +77,7 @@ def _run(parameters: list[Tensor], direction: list[Tensor], radius: float) -> tu
 def _fake(
     parameters: Sequence[Tensor], direction: Sequence[Tensor], radius: float
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    parameters = _library.dense(parameters, parameters)  # of which empty_like keeps the strides
+    parameters = _library.dense(parameters, parameters)  # empty_like keeps their strides
     plus = [torch.empty_like(p) for p in parameters]
     minus = [torch.empty_like(p) for p in parameters]
     return plus, minus, parameters[0].new_empty(())

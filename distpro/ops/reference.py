@@ -45,7 +45,7 @@ DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {"hcl": hcl, "l2": l2, "l1": 
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
-    """The type of sums and losses: float64 for float64, float32 for float32, bfloat16 and float16."""
+    """The dtype of sums and losses: float64 for float64, float32 for float32, bfloat16 and float16."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -58,7 +58,7 @@ def pathway_loss(
     for student, teacher, weight in zip(students, teachers, weights, strict=True):
         kind = accumulation(torch.promote_types(student.dtype, teacher.dtype))
         difference = student.to(kind) - teacher.to(kind)
-        losses.append(measure(torch.where(weight != 0, difference, 0)))  # whatever a dropped map holds
+        losses.append(measure(torch.where(weight != 0, difference, 0)))  # a dropped map may hold anything
     per_pathway = torch.stack(losses)
     return (weights.to(per_pathway.dtype) * per_pathway).sum(), per_pathway
 
@@ -69,7 +69,7 @@ def pathway_dots(left: Sequence[Tensor], right: Sequence[Tensor], pathway_of: Se
     dots = torch.stack([(a.to(kind) * b.to(kind)).sum() for a, b in zip(left, right, strict=True)])
     if list(pathway_of) == list(range(pathways)):
         return dots
-    # sums and no index_add: an index would have to be sent to the device, which a CUDA graph cannot hold
+    # not index_add: its index would have to be copied to the device, which a CUDA graph cannot capture
     mine = [[d for d, q in zip(dots, pathway_of, strict=True) if q == p] for p in range(pathways)]
     return torch.stack([sum(each, dots.new_zeros(())) for each in mine])
 

@@ -1,4 +1,4 @@
-"""What a run found, for people: pictures of a process and of accuracy, the table of a sweep, one static HTML page."""
+"""Results for people to read: figures of a process and of accuracy, a sweep's table, one static HTML page."""
 
 from distpro.report.figures import figure_format, plot_curves, plot_process, save_figure
 from distpro.report.page import write_report

@@ -1,4 +1,4 @@
-"""The pictures of a report: a process over time (the paper's Fig. 6) and accuracy over the epochs."""
+"""The figures of a report: a process over time (the paper's Fig. 6) and accuracy over the epochs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from distpro.report.results import Entry, Row, decimal
 if TYPE_CHECKING:
     from distpro.process import Process
 
-POINTS = 401  # moments drawn of a process: one each 0.25 %, about a pixel of a panel
-INK, MUTED, GRID, PAPER = "#1d2430", "#68707c", "#e2e5ea", "#fefefe"  # a page puts its own in their place
+POINTS = 401  # points drawn of a process: one every 0.25 %, about one per pixel of a panel
+INK, MUTED, GRID, PAPER = "#1d2430", "#68707c", "#e2e5ea", "#fefefe"  # the HTML page substitutes its own
 HUES = ("#1f77b4", "#e6842a", "#2a9d6f", "#c2508f", "#8a63d2", "#b0902c", "#3fa7c4", "#8d6e63")
 SHADES = LinearSegmentedColormap.from_list("stages", ["#c9d3e6", "#8c9cc4", "#4d5d94"])
 DOTS = (0, (2, 2))
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)), (0, (12, 2)))
-STYLE: Any = {  # while drawing only: what the user has set for other pictures stays
+STYLE: Any = {  # only while drawing: the user's own rcParams are kept
     "text.usetex": False, "text.parse_math": False, "text.color": INK, "font.family": "sans-serif", "font.size": 9,
     "axes.facecolor": "none", "axes.edgecolor": MUTED, "axes.linewidth": 0.7, "axes.labelcolor": MUTED,
     "axes.labelsize": 9, "axes.titlesize": 10, "axes.titlecolor": INK, "axes.titleweight": "bold",
@@ -45,7 +45,7 @@ STYLE: Any = {  # while drawing only: what the user has set for other pictures s
 
 
 def figure_format(path: Path) -> str:
-    """The format that a file's ending asks for; a `UserError` where there is no such format."""
+    """The format for a file's extension; a `UserError` if there is none."""
     known = Figure().canvas.get_supported_filetypes()
     if (ending := path.suffix.lower().removeprefix(".")) not in known:
         raise UserError(f"cannot draw into '{path}': expected an ending such as .svg, .png or .pdf")
@@ -53,7 +53,7 @@ def figure_format(path: Path) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the file's ending, the same file for the same figure."""
+    """Write a figure in the format of the file's extension; the same figure gives the same file."""
     ending = figure_format(path)
     metadata = {"Date": None} if ending == "svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "distpro"}), whole_file(path) as part:
@@ -61,23 +61,23 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def hues(count: int) -> list[Any]:
-    """A colour for each of `count` kinds: hand-picked ones while they last, then a ramp."""
+    """`count` colours: hand-picked ones if there are enough, else from a ramp."""
     ramp = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
     return list(HUES[:count] if count <= len(HUES) else ramp)
 
 
 def sample(process: Process) -> tuple[np.ndarray, np.ndarray]:
-    """Relative times `[N]` in 0..1 and the weights there `[N, P]`; two times do for a constant process."""
+    """Relative times `[N]` in 0..1 and the weights there `[N, P]`; two times suffice for a constant process."""
     times = np.linspace(0, 1, POINTS if len(process.z) > 1 else 2)
     return times, np.stack([process.at(float(time)).detach().double().cpu().numpy() for time in times])
 
 
 @matplotlib.rc_context(STYLE)
 def plot_process(process: Process, narrow: bool = False) -> Figure:
-    """The paper's Fig. 6: the weight of every pathway over the training, a panel for each teacher stage.
+    """The paper's Fig. 6: the weight of every pathway over the training, one panel per teacher stage.
 
-    Colour is the student's stage, line style the transform; a line ends in a cross where its pathway is
-    dropped. The last panel sums the weights of each teacher stage. `narrow` stacks the panels, for a phone.
+    Colour shows the student's stage, line style the transform; a line ends in a cross where its pathway is
+    dropped. The last panel shows the summed weights per teacher stage. `narrow` stacks the panels, for a phone.
     """
     times, weights = sample(process)
     pathways = process.pathways
@@ -130,7 +130,7 @@ def plot_process(process: Process, narrow: bool = False) -> Figure:
 
 
 def _draw(axes: Axes, times: np.ndarray, weights: np.ndarray, **look: Any) -> None:
-    """One pathway: a gap while it is dropped, a cross at the last point before."""
+    """Draw one pathway: a gap while it is dropped, a cross at the last point before."""
     kept = weights != 0
     ends = np.flatnonzero(kept[:-1] & ~kept[1:]).tolist()
     drawn = np.where(kept, weights, np.nan)
@@ -138,7 +138,7 @@ def _draw(axes: Axes, times: np.ndarray, weights: np.ndarray, **look: Any) -> No
 
 
 def _sums(axes: Axes, times: np.ndarray, weights: np.ndarray, teacher: Sequence[int], narrow: bool) -> None:
-    """The sum of the weights of each teacher stage, stacked; as lines where one is below 0."""
+    """Draw the summed weights of each teacher stage, stacked, or as lines if any is negative."""
     stages = sorted(set(teacher))
     sums = np.stack([weights[:, np.equal(teacher, stage)].sum(axis=1) for stage in stages])  # [stages, N]
     shades = SHADES(np.linspace(0, 1, len(stages)) if len(stages) > 1 else [0.5])
@@ -158,7 +158,7 @@ def _sums(axes: Axes, times: np.ndarray, weights: np.ndarray, teacher: Sequence[
 
 
 def _key(figure: Figure, groups: Sequence[Sequence[Line2D]], most: int) -> None:
-    """One key above the panels: in one row of at most `most` entries, else in rows of its own for each group."""
+    """One legend above the panels: a single row if it has at most `most` entries, else separate rows per group."""
     if sum(map(len, groups)) <= most:
         groups = [[line for group in groups for line in group]]
     rows = [group[start : start + most] for group in groups for start in range(0, len(group), most)]
@@ -175,7 +175,7 @@ def _time(axes: Axes) -> None:
 
 
 def _limits(weights: np.ndarray) -> tuple[float, float]:
-    """From 0, or the least weight where that is below 0, to a little above the greatest."""
+    """Axis limits: from 0, or a little below the least weight if negative, to a little above the greatest."""
     finite = weights[np.isfinite(weights)]
     low, high = finite.min(initial=0), finite.max(initial=0)
     return 1.08 * low, 1.08 * high if high > low else 1
@@ -183,9 +183,9 @@ def _limits(weights: np.ndarray) -> tuple[float, float]:
 
 @matplotlib.rc_context(STYLE)
 def plot_curves(rows: Iterable[Row], narrow: bool = False) -> Figure:
-    """Test top-1 against the epoch, a line for each method.
+    """Test top-1 against the epoch, one line per method.
 
-    Long trainings get a second panel with their last third, where methods differ by fractions of a point.
+    Long trainings get a second panel for the last third, where methods differ by fractions of a point.
     """
     drawn = [(entry, *entry.curve("test_top1")) for entry in map(Entry, rows)]
     drawn = sorted((one for one in drawn if one[1]), key=lambda one: -np.nan_to_num(one[2][-1]))
@@ -215,7 +215,7 @@ def plot_curves(rows: Iterable[Row], narrow: bool = False) -> Figure:
     for axes in late:
         start = math.floor(last * 2 / 3)
         best = max((top1[-1] for _, _, top1 in drawn if math.isfinite(top1[-1])), default=math.nan)
-        close = [(epochs, top1) for _, epochs, top1 in drawn if top1[-1] >= best - 10]  # not one that diverged
+        close = [(epochs, top1) for _, epochs, top1 in drawn if top1[-1] >= best - 10]  # none that diverged
         seen = [y for xs, ys in close for x, y in zip(xs, ys, strict=True) if x >= start and math.isfinite(y)]
         if seen:
             slack = 0.06 * (max(seen) - min(seen)) or 1

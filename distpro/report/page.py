@@ -1,4 +1,4 @@
-"""One run's result as a single static HTML file: no network, no script, pictures inline."""
+"""One run's result as a single static HTML file: no network access, no scripts, figures inline."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ MOST = 5  # pathways listed at each moment
 
 
 def write_report(path: str | Path, result: Mapping[str, Any]) -> None:
-    """Write `result` to `path` as one HTML page; a failure leaves an older page as it was.
+    """Write `result` to `path` as one HTML page; on failure an existing page stays unchanged.
 
-    Keys, each of which may be missing or None and is then left out: title, command, args, environment,
-    dataset, teacher, student, rows (one a method), process, search. The headline is about
-    the row whose method is "distpro", else the last one, against the methods "none" and "uniform".
+    Keys, left out of the page if missing or None: title, command, args, environment, dataset, teacher,
+    student, rows (one per method), process, search. The headline compares the row whose method is "distpro",
+    else the last one, with the methods "none" and "uniform".
     """
     text = page(result)
     with whole_file(path) as part:
@@ -88,12 +88,12 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` for HTML; a percent sign stays on the line of its number."""
+    """`text` escaped for HTML; percent signs follow a non-breaking space."""
     return plain(text).replace(" %", "&nbsp;%")
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[str]], kind: str = "", main: int | None = None) -> str:
-    """A table of cells that are HTML already; row `main` stands out."""
+    """A table of cells that are already HTML; row `main` is highlighted."""
     lines = ["".join(f"<th scope='col'>{cell}</th>" for cell in head)]
     lines += ["".join(f"<td>{cell}</td>" for cell in line) for line in body]
     rows = [f"<tr{' class=main' if i - 1 == main else ''}>{line}</tr>" for i, line in enumerate(lines)]
@@ -107,7 +107,7 @@ def _results(entries: Sequence[Entry], measured: str) -> str:
     def lead(entry: Entry) -> str:
         return "" if alone is None or entry is alone else signed(entry.value("top1") - alone.value("top1"))
 
-    columns: list[tuple[str, Callable[[Entry], str], bool]] = [  # the last one says whether the column is shown
+    columns: list[tuple[str, Callable[[Entry], str], bool]] = [  # (heading, cell, whether to show the column)
         ("method", lambda entry: escape(entry.label), True),
         ("top-1, %", lambda entry: decimal(entry.value("top1")), True),
         ("against training alone", lead, alone is not None and len(entries) > 1),
@@ -145,7 +145,7 @@ def _process(process: Process) -> str:
 
 
 def _moment(process: Process, weights: np.ndarray, name: str) -> str:
-    """The pathways that count most at one time, with their weights `[P]`."""
+    """The pathways with the greatest weights at one time; `weights`: `[P]`."""
     names = [pathway.name for pathway in process.pathways]
     kept = [p for p in np.argsort(-weights, kind="stable") if weights[p] != 0 and np.isfinite(weights[p])]
     if not kept:
@@ -160,7 +160,7 @@ def _moment(process: Process, weights: np.ndarray, name: str) -> str:
 
 
 def _dropped(times: np.ndarray, weights: np.ndarray) -> str:
-    """The share of pathways without weight, over time."""
+    """The share of pathways with weight 0, over time."""
     share = 100 * (weights == 0).mean(axis=1)
     if not share.any():
         return "<p>No pathway is dropped at any time.</p>"
@@ -178,7 +178,7 @@ def _curves(rows: Sequence[Row], measured: str) -> str:
 
 
 def _pictures(name: str, wide: Figure, narrow: Figure, caption: str) -> str:
-    """One picture in two layouts, of which the page shows the one that fits the screen."""
+    """One figure in two layouts; the page shows the one that fits the screen."""
     both = "".join(
         inline(figure, f"{name}-{kind}").replace("<svg", f'<svg class="{kind}"', 1)
         for kind, figure in (("wide", wide), ("narrow", narrow))

@@ -1,4 +1,4 @@
-"""The rows of a comparison, one a method, and the words and numbers a reader sees."""
+"""The rows of a comparison, one per method, and the formatting of its words and numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PHRASES = {"none": "training alone", "uniform": "uniform weights"}  # what a sea
 
 
 def number(value: Any) -> float:
-    """`value` as a float; NaN for None and for whatever is no number."""
+    """`value` as a float; NaN if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -37,11 +37,11 @@ class Entry:
 
     @property
     def phrase(self) -> str:
-        """The method inside a sentence."""
+        """The method as named within a sentence."""
         return "the searched process" if self.label == "searched process" else PHRASES.get(self.method, self.label)
 
     def value(self, key: str) -> float:
-        """NaN where there is none, for example since the training diverged."""
+        """The number under `key`; NaN if there is none, for example because the training diverged."""
         return number(self.row.get(key))
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
@@ -57,12 +57,12 @@ def find(entries: Sequence[Entry], method: str) -> Entry | None:
 
 
 def decimal(value: float, digits: int = 2) -> str:
-    """`97.24`, or a dash where there is no number."""
+    """`97.24`, or a dash if `value` is not finite."""
     return f"{value:.{digits}f}".replace("-", MINUS) if math.isfinite(value) else MISSING
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """`+1.90`, `−0.40`, `±0.00`, or a dash; the sign is that of the number shown."""
+    """`+1.90`, `−0.40`, `±0.00`, or a dash; the sign is that of the rounded number."""
     if not math.isfinite(value):
         return MISSING
     text = f"{value:+.{digits}f}"
@@ -93,7 +93,7 @@ def quantity(count: float) -> str:
 
 
 def fact(name: str, value: Any) -> str:
-    """One fact as a reader wants it: the `name` of a number tells its unit."""
+    """One fact, formatted for a reader; the `name` of a number determines its unit."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {fact(str(key), item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -116,7 +116,7 @@ UNITS: dict[str, Callable[[float], str]] = {
 
 
 def headline(student: str, entries: Sequence[Entry]) -> str:
-    """The answer in one sentence: what the searched process (else the last method) reaches, and its lead."""
+    """The result in one sentence: what the searched process (else the last method) reaches, and its lead."""
     main = find(entries, "distpro") or entries[-1]
     name, top1 = main.phrase, main.value("top1")
     if not math.isfinite(top1):
@@ -133,7 +133,7 @@ def headline(student: str, entries: Sequence[Entry]) -> str:
 
 
 def remarks(entries: Sequence[Entry], teacher: Mapping[str, Any] | None) -> list[str]:
-    """What a reader should know beside the headline: a better method, the teacher, the cost, the one seed."""
+    """What a reader should know besides the headline: a better method, the teacher, the cost, the single seed."""
     main = find(entries, "distpro") or entries[-1]
     told = []
     rivals = [entry for entry in entries if entry.value("top1") > main.value("top1")]

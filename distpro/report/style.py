@@ -1,4 +1,4 @@
-"""The look of the page: one column, the system's fonts, light or dark as the reader's system is."""
+"""The style of the page: one column, system fonts, light or dark like the reader's system."""
 
 CSS = """\
 :root {

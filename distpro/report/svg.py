@@ -1,4 +1,4 @@
-"""A matplotlib figure as a piece of SVG that lives inside an HTML page."""
+"""A matplotlib figure as SVG inside an HTML page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COLOURS = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}
 
 
 def inline(figure: Figure, name: str) -> str:
-    """`figure` as an `<svg>` element; `name`, unique on the page, keeps its ids apart from other pictures'.
+    """`figure` as an `<svg>` element; `name`, unique on the page, becomes the prefix of its ids.
 
-    Text stays text, in the page's font and colours; a line with the id `line-NAME` tells its NAME on hover.
+    Text stays text, in the page's font and colours; a line with the id `line-NAME` shows its NAME on hover.
     """
     stream = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

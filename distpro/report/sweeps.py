@@ -1,4 +1,4 @@
-"""The table, the CSV and the picture of a sweep."""
+"""The table, the CSV and the figure of a sweep."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REST = ("seed", "top1", "top5", "teacher_top1", "train_seconds", "search_seconds
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line a run: the axes of the sweep, then seed, accuracies in %, seconds, device, commit, command."""
+    """One line per run: the axes of the sweep, then seed, accuracies in %, seconds, device, commit, command."""
     with whole_file(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else REST, lineterminator="\n")
         writer.writeheader()
@@ -33,7 +33,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _read(rows: Path | Sequence[Row]) -> Sequence[Row]:
-    """The rows of a CSV file, or rows as they are."""
+    """The rows of a CSV file, or `rows` itself."""
     if not isinstance(rows, Path):
         return rows
     if not rows.is_file():
@@ -48,7 +48,7 @@ def _read(rows: Path | Sequence[Row]) -> Sequence[Row]:
 
 
 def _cells(rows: Sequence[Row], axes: Sequence[str]) -> dict[tuple[str, ...], dict[str, Row]]:
-    """The rows by their labels on the axes, then by seed."""
+    """The rows, keyed by their labels on the axes, then by seed."""
     cells: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         missing = [axis for axis in axes if axis not in row]
@@ -64,11 +64,11 @@ def _mean(rows: Iterable[Row], key: str) -> float:
 
 
 def sweep_table(rows: Path | Sequence[Row], axes: Sequence[str], compare: Sequence[tuple[str, str]] = ()) -> str:
-    """Markdown: a line for each combination of labels, with mean ± standard deviation over the seeds.
+    """A Markdown table: one line per combination of labels, with mean ± standard deviation over the seeds.
 
-    Accuracy is that of the last epoch. Below it, for each `compare` (two labels of the axis "method"), the
-    difference seed by seed, mean ± standard error of the mean, at every combination of the other axes, and where it
-    lies with 95 % confidence, were the seeds drawn from a normal distribution.
+    Accuracy is that of the last epoch. Below it, for each of `compare` (two labels of the axis "method") and each
+    combination of the other axes, the difference between equal seeds: mean ± standard error, and the 95 % confidence
+    interval if the differences are normally distributed.
     """
     rows = _read(rows)
     if not rows:
@@ -127,7 +127,7 @@ def _differences(
 
 
 def _gain(values: Sequence[float]) -> str:
-    """The mean, how sure it is by Student's t (two-sided), and of how many seeds."""
+    """The mean, its standard error and interval by Student's t (two-sided), and the number of seeds."""
     count, mean = len(values), statistics.fmean(values)
     if count == 1:
         return f"{signed(mean)}, n = 1 seed"
@@ -139,11 +139,11 @@ def _gain(values: Sequence[float]) -> str:
 
 @matplotlib.rc_context(STYLE)
 def sweep_figure(rows: Path | Sequence[Row], axes: Sequence[str]) -> Figure:
-    """The paper's Fig. 5: accuracy against the cost of training, search included; one line a method.
+    """The paper's Fig. 5: accuracy against the cost of training, search included; one line per method.
 
-    Where there was a search, a thin dashed line has the cost without it, that of a process at hand. Where "kd_weight"
-    is an axis, accuracy against that weight instead. A panel for each combination of the axes other than these,
-    "method" and "epochs"; bars are the standard deviation.
+    If there was a search, a thin dashed line has the cost without it, as with a process that already exists. If
+    "kd_weight" is an axis, it replaces the cost. One panel for each combination of the axes other than "method",
+    "epochs" and "kd_weight"; error bars are the standard deviation.
     """
     rows = _read(rows)
     cells = _cells(rows, axes)

@@ -1,4 +1,4 @@
-"""Tasks: the loss and the metrics of what the student is for, one file each."""
+"""Tasks: the loss and the metrics of what the student is trained for, one file each."""
 
 from distpro.tasks.classification import Classification, Metrics, after_epochs
 

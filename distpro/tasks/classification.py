@@ -16,7 +16,7 @@ from distpro.layers import evaluating
 
 
 class Metrics(NamedTuple):
-    """Percent right at the first guess and within five, and the mean cross-entropy."""
+    """Top-1 and top-5 accuracy in percent, and the mean cross-entropy."""
 
     top1: float
     top5: float
@@ -24,7 +24,7 @@ class Metrics(NamedTuple):
 
 
 class Classification:
-    """Cross-entropy, with labels smoothed where asked for, and accuracy in percent."""
+    """Cross-entropy, with optional label smoothing, and accuracy in percent."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
@@ -35,9 +35,9 @@ class Classification:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-        """The model in eval mode over the whole loader, every part's mode put back. Logits may come as an `Output`.
+        """Run the model in eval mode over the whole loader, then restore its modes. It returns logits or an `Output`.
 
-        Each process of a job has its share in its loader; what is given is of all of them.
+        In a distributed job each process's loader has its own share; the metrics cover all of them.
         """
         sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters(), torch.zeros(0)).device)
         count = 0
@@ -59,9 +59,9 @@ class Classification:
 def after_epochs(
     network: Callable[[], nn.Module], test: Iterable[tuple[Tensor, Tensor]] | None, task: Any = None
 ) -> Callable[[], dict[str, float]] | None:
-    """What `fit` measures after every epoch: `network()` on the loader `test`, as "test_top1" and so on; or nothing.
+    """What `fit` measures after every epoch: `network()` on the loader `test`, as "test_top1" etc.; None if no `test`.
 
-    Accuracy is of classes `[N]`: with a `task` of one's own the first batch is looked at now, and others are refused.
+    Accuracy needs class targets `[N]`: with a custom `task` the first batch is checked now, and others are refused.
     """
     if test is None:
         return None

@@ -1,4 +1,4 @@
-"""What comes with distpro ready to use: searched processes and trained teachers, each with where it is from."""
+"""The searched processes and trained teachers that ship with distpro, each with its provenance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KINDS = {"process": ROOT / "processes", "teacher": ROOT / "teachers"}
 
 
 def names(kind: str) -> list[str]:
-    """What there is of a kind, "process" or "teacher": names such as "cifar100/wrn_16_2"."""
+    """The names of a kind, "process" or "teacher", such as "cifar100/wrn_16_2"."""
     root = KINDS[kind]
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.safetensors"))
 
 
 def find(kind: str, name: str) -> Path:
-    """The file of `zoo:NAME` or NAME; a `UserError` names the nearest there is."""
+    """The file of `zoo:NAME` or NAME; for an unknown name, a `UserError` with the nearest ones."""
     name = name.removeprefix(PREFIX)
     if name not in names(kind):
         raise unknown(f"{kind} of the zoo", name, names(kind))
@@ -35,7 +35,7 @@ def process_file(named: str) -> Path:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """What the file says of itself: pair, data, date, command, accuracies."""
+    """The metadata in the file: pair, data, date, command, accuracies."""
     with safe_open(find(kind, name), framework="pt") as file:
         metadata = file.metadata() or {}
     return json.loads(metadata["process"])["facts"] if kind == "process" else json.loads(metadata.get("facts", "{}"))

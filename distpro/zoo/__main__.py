@@ -19,8 +19,8 @@ COLUMNS = {
     "process": ("teacher", "student", "dataset", "epochs", "hypergradient", "date", "top1", "top1_uniform"),
     "teacher": ("model", "dataset", "top1", "epochs", "date", "licence"),
 }
-WIDTH = 160  # where the output is no terminal
-MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the training, at which the weights of a process are told
+WIDTH = 160  # if the output is not a terminal
+MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the training, at which a process's weights are printed
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def _list(as_json: bool, console: Console) -> None:
 
 
 def _show(process: Process, figure: Path | None, as_json: bool, console: Console) -> None:
-    """Every pathway's weight over the training, and where the process is from."""
+    """Print every pathway's weight over the training, and the process's provenance."""
     if figure is not None:
         save_figure(process.plot(), figure)
     weights = [process.at(moment).tolist() for moment in MOMENTS]
