@@ -1,4 +1,4 @@
-"""How the benchmarks measure: all contenders in turn, round after round, so that they share the machine's moods."""
+"""How the benchmarks measure: contenders take turns in every round, so that the machine's load affects all alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distpro.env import device_name
 
 Clock = Callable[[], float]  # in seconds
 HEAD_START = 60_000_000  # cycles, some 30 ms: more than the host needs for the 1,160 launches of eager PyTorch
-COPIED = {"cpu": 1 << 26, "cuda": 1 << 30}  # bytes of the copy that gives the bandwidth: more than the caches hold
+COPIED = {"cpu": 1 << 26, "cuda": 1 << 30}  # bytes copied to measure the bandwidth: more than the caches hold
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,8 +48,8 @@ def contest(
 ) -> Callable[[dict[str, Callable[[], Any]], int, Any], None]:
     """`contest(contenders, counted_bytes, shapes)`: times each contender and writes `extra_info`.
 
-    `contenders["native"]` is what pytest-benchmark reports; the ratios to the others are medians over rounds of the
-    ratio within a round. `counted_bytes` is what the work has to move at least.
+    `contenders["native"]` is what pytest-benchmark reports; the ratios to the others are quartiles over rounds of the
+    ratio within a round. `counted_bytes`: the least that the work has to move.
     """
 
     def run(contenders: dict[str, Callable[[], Any]], counted_bytes: int, shapes: Any) -> None:
@@ -91,7 +91,7 @@ def race(
     """`race(steps, winner, clock, **facts)`: times whole training steps and writes `extra_info`.
 
     Returns `ratio[a][b]`, the median over rounds of a's time over b's within a round. `steps[winner]` is what
-    pytest-benchmark reports. `clock`: of the times on a CPU.
+    pytest-benchmark reports. `clock`: for times on a CPU.
     """
 
     def run(
@@ -129,13 +129,13 @@ def interleaved(
     clock: Clock = time.perf_counter,
     calls: int = 5,
 ) -> dict[str, list[float]]:
-    """Seconds of each function in each of so many rounds, after one call of each to warm up.
+    """Seconds per call of each function in each round, after one warm-up call of each.
 
-    On a GPU steps are timed by so many in a row, as a training takes them: the host is ahead where it can be. One call
-    (of an operator) has its kernels alone timed: the GPU waits until the host has launched them.
+    On a GPU `calls` calls in a row are timed, as in training: the host runs ahead if it can. With `calls=1` (for an
+    operator) only its kernels are timed: the GPU waits until the host has launched them.
 
-    Each round has an order of its own: whoever comes after the copy finds cold caches, which made perturb of a small
-    network 0.90 times as fast as `torch._foreach` where it always was the same one.
+    Each round has its own order: whichever function follows the copy finds cold caches. When that was always the same
+    one, perturb of a small network was 0.90 times as fast as `torch._foreach`.
     """
 
     def seconds(function: Callable[[], Any]) -> float:

@@ -34,8 +34,8 @@ class Usage:
     architecture: str
     registers: int
     shared: int  # bytes
-    local: int  # bytes of a thread: the stack frame, and what lies beside it
-    spills: int | None  # bytes stored and loaded; cuobjdump does not tell them from the rest of `local`
+    local: int  # bytes per thread: the stack frame and other local memory
+    spills: int | None  # bytes stored and loaded; None from cuobjdump, which does not separate them from `local`
 
 
 def readable(mangled: str) -> str:
@@ -67,7 +67,7 @@ def built_module() -> Path | None:
 
 
 def from_module(module: Path, cuobjdump: str) -> list[Usage]:
-    """Of every kernel in the module; none if it was built without CUDA, which cuobjdump calls an error."""
+    """The usage of every kernel in the module; none if it was built without CUDA, which cuobjdump calls an error."""
     command = [cuobjdump, "-res-usage", str(module)]
     text = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     usages, architecture = [], ""
@@ -96,7 +96,7 @@ def compiled(source: Path, architecture: str, nvcc: str) -> list[Usage]:
 
 
 def from_log(log: str, architecture: str) -> list[Usage]:
-    """From what `ptxas -v` prints."""
+    """The usage of every kernel in the output of `ptxas -v`."""
     usages = []
     for part in log.split("Compiling entry function '")[1:]:
         numbers = {

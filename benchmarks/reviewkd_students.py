@@ -1,7 +1,7 @@
 """Students whose maps are read as ReviewKD's CIFAR code reads them: configs/reviewkd-reading.yaml.
 
-That code asks its teachers for maps before the ReLU and its students for whatever their blocks hand on: behind the
-ReLU in a ResNet, before any BN in a WRN. `distpro` reads students as it reads teachers.
+That code reads teachers before the ReLU, but students at the output of their blocks: after the ReLU in a ResNet, before
+the BN in a WRN. `distpro` reads students as it reads teachers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A distillation step of every method, in float32 and in bfloat16 with NHWC maps: what teaching costs."""
+"""A distillation step of every method, in float32 and in bfloat16 with NHWC maps: what distillation costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distpro.precision import Precision
 
 RECIPE = Recipe(epochs=1, lr=0.01)
 BF16 = Precision(torch.bfloat16, channels_last=True, teacher=torch.bfloat16)
-SEARCHED = "zoo:cifar100/wrn_16_2-wrn_16_1-trials"  # 4 of its 16 pathways count
+SEARCHED = "zoo:cifar100/wrn_16_2-wrn_16_1-trials"  # 4 of its 16 pathways are active
 GOALS = {"dropping / kd": {"cpu": 1.4, "cuda": 1.3}, "dropping / reviewkd": 0.7, "float32 / bfloat16": {"cpu": 2.0}}
 
 
@@ -27,7 +27,7 @@ def step_of(method, device, precision, **options):
 
 
 def referred(step):
-    """The step with the operators in plain PyTorch, as without the native layer."""
+    """The step with the pathway loss in plain PyTorch, as without the native layer."""
 
     def take(x, y, progress):
         with pytest.MonkeyPatch.context() as patch:
@@ -50,7 +50,7 @@ def test_distill_step(race, device, request, benchmark, precision):
     plain["searched"] = step_of("distpro", device, precision, process=found, transforms="E", pooled=True)
     plain["dropping"] = step_of("distpro", device, precision, process=process)
     last = plain["dropping"].distiller.method.moment(1.0)
-    assert (last.depth, len(last.active)) == (3, 9)  # only the teacher's last stage, from three stages of the student
+    assert (last.depth, len(last.active)) == (3, 9)  # only the teacher's last stage, from all three student stages
     calls = {"dropping": [(x, y, moment) for moment in MOMENTS]}
     made = {name: as_run(step, device, *calls.get(name, [(x, y, 0.5)])) for name, step in plain.items()}
     if device.type == "cuda":
@@ -62,7 +62,7 @@ def test_distill_step(race, device, request, benchmark, precision):
     steps = {name: lambda step=step: step(x, y, 0.5) for name, step in made.items() if name != "dropping"}
     for moment in MOMENTS:
         steps[f"dropping {moment:.2f}"] = lambda moment=moment: made["dropping"](x, y, moment)
-    for name, step in made.items():  # at moments that are captured: another one would push a graph out
+    for name, step in made.items():  # at captured moments only: another one would evict a graph
         assert all(torch.isfinite(step(*arguments)["loss"]) for arguments in calls.get(name, [(x, y, 0.5)])), name
 
     ratio = race(steps, "dropping 0.33", batch=count, dropped=process.dropped(), goals=GOALS)

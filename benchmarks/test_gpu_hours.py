@@ -1,9 +1,8 @@
 """Hours to finish: measured time of a step, times the steps of the recipe, for every pair of the paper.
 
-Nothing is trained to the end: an image's share of a step is measured at `--cifar-batch` or `--imagenet-batch` pictures
-and multiplied by the pictures of the whole recipe, so small batches exaggerate what a step costs once. On a CPU the
-hours are CPU-hours: of all threads together, without the time that other programs took. Loading pictures and testing
-are left out.
+Nothing is trained to the end: the time per picture is measured at a batch of `--cifar-batch` or `--imagenet-batch` and
+multiplied by the pictures of the whole recipe, so small batches exaggerate the fixed cost of a step. On a CPU the hours
+are CPU-hours of all threads together, without other programs. Data loading and evaluation are not included.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from distpro.models import create_model
 from distpro.search_step import SearchStep
 
 RECIPE = Recipe(epochs=1, lr=0.01)
-KEPT = 0.4  # of the pathways: the paper's processes drop 60 %
-MOMENTS = 4  # of the training, at which the process is timed
+KEPT = 0.4  # share of the pathways: the paper's processes drop 60 %
+MOMENTS = 4  # number of moments of the training at which the process is timed
 
 
 class Task(NamedTuple):
-    """A data set with the paper's recipe on it, in pictures seen."""
+    """A data set and the paper's recipe for it, in number of pictures seen."""
 
     side: int
     classes: int
@@ -37,7 +36,7 @@ class Task(NamedTuple):
     pooled: bool
 
 
-# CIFAR-100: 240 epochs, the search 40 epochs of 80 %. ImageNet: 100 epochs, the search 20 of 80 % of Tiny-ImageNet.
+# CIFAR-100: 240 epochs, the search 40 on 80 % of it. ImageNet: 100 epochs, the search 20 on 80 % of Tiny-ImageNet.
 CIFAR = Task(32, 100, 240 * 50_000, 40 * 40_000, "ABC", "all", False)
 IMAGENET = Task(224, 1000, 100 * 1_281_167, 20 * 80_000, "E", "review", True)
 PAIRS = [
@@ -51,8 +50,8 @@ PAIRS = [
     ("timm:resnet34", "timm:resnet18", IMAGENET),
     ("timm:vit_base_patch16_224", "timm:deit_tiny_patch16_224", IMAGENET._replace(transforms="T")),
 ]
-# The rows of an ImageNet pair, and the top-1 that the paper prints for some: as it says, not measured here. Its Table 2
-# compares epochs to an equal accuracy. For DeiT it has 73.41 there, 73.51 in Table 4, and 73.41 for the student alone.
+# The rows of an ImageNet pair, and the paper's top-1 for some of them (not measured here). Its Table 2 compares the
+# epochs to equal accuracy. For DeiT it has 73.41 there, 73.51 in Table 4, and 73.41 for the student alone.
 ROWS = [*(("distpro", epochs) for epochs in (10, 50, 65, 100)), ("reviewkd", 100), ("kd", 100), ("alone", 100)]
 PAPER = {
     "timm:mobilenetv1_100": {
@@ -90,7 +89,7 @@ def low_stages_first(paths):
 
 
 def to_finish(hours, student, unit):
-    """One line for each of ROWS: hours with the search, and the paper's top-1, out of those of the whole recipe."""
+    """One line per row of ROWS and PAPER: `hours` of the whole recipe scaled to its epochs, and the paper's top-1."""
     paper = PAPER[student]
     distilling = hours | {"distpro": hours["distpro"] - hours["search"]}
     lines = []
@@ -136,7 +135,7 @@ def test_hours(race, device, request, benchmark, teacher, student, task):
         "reviewkd": lambda: reviewkd(x, y, 0.5),
         "search": lambda: searching(x, y, 0.0),
     }
-    # a moment's neighbourhood: the inner ones stand for a third of the training each, the outer ones for a sixth
+    # the share of the training nearest to each moment: a third for an inner one, a sixth for an outer one
     shares = {f"distpro {k}": (1 if 0 < k < MOMENTS - 1 else 0.5) / (MOMENTS - 1) for k in range(MOMENTS)}
     for k, name in enumerate(shares):
         steps[name] = lambda k=k: distpro(x, y, k / (MOMENTS - 1))

@@ -1,4 +1,4 @@
-"""Reading JPEGs to train on: DALI, the torchvision-like loader, and tensors in memory, which is the bound."""
+"""Reading JPEGs for training: DALI, the torchvision-like loader, and tensors in memory as the upper bound."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 224
 
 
 def drawn(root: Path, count: int) -> Path:
-    """Two classes of JPEGs of 500x375 pixels and about 100 KB, as ImageNet's are."""
+    """Two classes of JPEGs of 500x375 pixels and about 100 KB, like ImageNet's."""
     chance = np.random.default_rng(0)
     for i in range(count):
         coarse = Image.fromarray(chance.integers(0, 256, (12, 16, 3)).astype(np.uint8)).resize((500, 375))
@@ -29,7 +29,7 @@ def drawn(root: Path, count: int) -> Path:
 @pytest.mark.skipif(default_loader() != "dali", reason="DALI is absent: pip install 'distpro[dali]'")
 @pytest.mark.parametrize("augment", [True, False], ids=["train", "evaluate"])
 def test_loader(race, benchmark, request, device, tmp_path, augment):
-    """One epoch of decoded, cut, flipped and normalised batches on the device, new windows every round."""
+    """One epoch of decoded, cropped, flipped and normalised batches on the device, with new windows every round."""
     count, batch = request.config.getoption("--jpegs"), request.config.getoption("--jpeg-batch")
     root = request.config.getoption("--jpeg-folder") or drawn(tmp_path, count)
     loaders = {}

@@ -18,7 +18,7 @@ SIZES = {
         *((2, (2048, 7, 7)), (1, (2048, 1, 1))),
     ],
 }
-BOUNDS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-6, 2e-2)}  # of losses and gradients, relative
+BOUNDS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-6, 2e-2)}  # relative errors of losses and of gradients
 
 
 def formula(students: list[torch.Tensor], teachers: list[torch.Tensor], weights: torch.Tensor) -> Any:
@@ -29,7 +29,7 @@ def formula(students: list[torch.Tensor], teachers: list[torch.Tensor], weights:
 
 
 def published(students: list[torch.Tensor], teachers: list[torch.Tensor], weights: torch.Tensor) -> Any:
-    """The loss as ReviewKD's and DistPro's code have it: both maps pooled, level by level."""
+    """The loss as in the code of ReviewKD and DistPro: both maps are pooled, level by level."""
 
     def hcl(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         loss, weight, weights = F.mse_loss(s, t), 1.0, 1.0
@@ -84,7 +84,7 @@ def test_pathway_loss(contest, request, device, size, train, dtype, last):
 
     contenders = {"native": with_formula(pathway_loss), "eager": with_formula(formula)}
     contenders["published"] = with_formula(published)
-    # Compiling takes a minute on a small CPU: only where the numbers are quoted.
+    # Compiling takes a minute on a small CPU: only for the numbers that are quoted.
     if not request.config.getoption("--no-compile") and dtype == torch.float32 and not last:
         torch.compiler.reset()
         contenders["compile"] = with_formula(torch.compile(formula, dynamic=False, fullgraph=True))

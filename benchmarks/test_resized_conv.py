@@ -1,4 +1,4 @@
-"""A resized map and its 3x3 convolution as one transposed convolution, against the two, forward and backward."""
+"""Resizing and a 3x3 convolution as one transposed convolution, against the two apart, forward and backward."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def test_resized_conv(race, device, request, benchmark, kind, data, name, inputs
         return y, torch.autograd.grad(y, (x, conv.weight), gradient)
 
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 rounds sums of weights, or each alone: 3e-4
+    # TF32 rounds sums of weights in one, single weights in the other: they would differ by 3e-4
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         results = [(y, *g) for y, g in map(passes, (lambda: conv(x), plain))]
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).norm() < tolerance * theirs.norm()

@@ -1,4 +1,4 @@
-"""A search step against its own train step and against the literal one (Eq. 5), and how true each hypergradient is."""
+"""A search step against its train step alone and the literal search (Eq. 5), and each hypergradient's error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def literal_of(device, validation):
 
 
 def gradient(step, x, y):
-    """d L_val / d z of one step: what plain SGD on z moves by."""
+    """d L_val / d z of one step: the amount by which plain SGD moves z."""
     step.adam = torch.optim.SGD([step.z], lr=1.0)
     before = step.z.clone()
     step(x, y, 0.0)
@@ -50,9 +50,9 @@ def gradient(step, x, y):
 
 
 def errors(device):
-    """Relative error of each hypergradient against double backward in float64, with the student's first step tiny.
+    """Relative error of each hypergradient against double backward in float64.
 
-    One step of lr 1e-4: else theta' itself, and with it v, would differ between float32 and float64.
+    The student's step has lr 1e-4: with more, theta' itself, and so v, would differ between float32 and float64.
     """
     (x, y), validation = batch(ERROR_BATCH, device), batch(ERROR_BATCH, device, 1)
 
@@ -66,7 +66,7 @@ def errors(device):
     reference = step.student, step.teacher, step.pathways, step.optimizer
     normalise = NORMALISATIONS["biased-softmax"]
     truth = oracle.hypergradient(*reference, step.z, normalise, step.scale, (x64, y), val64)
-    truth = truth / max(step_sizes(step.optimizer, step.theta))  # the step leaves xi out
+    truth = truth / max(step_sizes(step.optimizer, step.theta))  # the step omits xi
     found = {}
     for name, options in {
         "exact": {},
@@ -82,7 +82,7 @@ def test_search_step(race, device, request, benchmark):
     count = request.config.getoption("--cifar-batch")
     (x, y), validation = batch(count, device), batch(count, device, 1)
     train = step_of(device, validation, alpha_every=10**9)
-    train(x, y, 0.0)  # the one step at which its z moves
+    train(x, y, 0.0)  # the only step that moves its z
     call = (x, y, 0.0)
     train, exact = as_run(train, device, call), as_run(step_of(device, validation), device, call)
     difference = step_of(device, validation, hypergradient="finite-difference")
