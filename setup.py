@@ -1,8 +1,8 @@
-"""Drives CMake, which alone describes the native layer (CMakeLists.txt); all else stands in pyproject.toml.
+"""Runs CMake to build the native layer (CMakeLists.txt); everything else is in pyproject.toml.
 
 DISTPRO_CUDA=AUTO|ON|OFF   CUDA kernels: where an nvcc is found (default), always, never
-DISTPRO_CUDA_ARCHS=...     their architectures as CMake writes them, e.g. "90-real"
-DISTPRO_NATIVE=0           no native layer at all: the references in PyTorch do its work
+DISTPRO_CUDA_ARCHS=...     their architectures in CMake's notation, e.g. "90-real"
+DISTPRO_NATIVE=0           no native layer: the PyTorch references are used instead
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ TOOLKIT = "cuda-toolkit[nvcc,cudart,cccl]==13.0.*"
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler: what the environment names, then the usual place, then the packages of TOOLKIT."""
+    """The CUDA compiler: from environment variables, then PATH and the usual place, then the packages of TOOLKIT."""
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     names = [os.environ.get("CUDACXX"), *(f"{root}/bin/nvcc" for root in roots if root)]
     names += ["nvcc", "/usr/local/cuda/bin/nvcc"]
@@ -33,8 +33,8 @@ def find_nvcc() -> str | None:
 class CMakeBuild(build_ext):
     def run(self) -> None:
         super().run()
-        # A copy next to the sources too: in the checkout, where `python -m distpro.train` takes the package
-        # from the current folder, it must find the native layer just as an installed package does.
+        # Also copy it next to the sources: in the checkout `python -m distpro.train` imports the package from
+        # the current folder, and must find the native layer there.
         if not self.inplace:
             self.copy_extensions_to_source()
 
@@ -42,7 +42,7 @@ class CMakeBuild(build_ext):
         if CUDA == "ON" and not NVCC:
             sys.exit(f"distpro: DISTPRO_CUDA=ON, but no nvcc: set CUDA_HOME, or pip install '{TOOLKIT}'")
         source, build = str(Path(__file__).parent.resolve()), str(Path(self.build_temp).resolve())
-        # The scripts folder: cmake and ninja of a virtual environment that is not activated.
+        # The scripts folder: cmake and ninja are found even if the virtual environment is not activated.
         path = os.environ["PATH"] + os.pathsep + sysconfig.get_path("scripts")
         environment = {**os.environ, "PATH": path}
         if NVCC:
@@ -55,7 +55,7 @@ class CMakeBuild(build_ext):
             "DISTPRO_CUDA": CUDA,
             "DISTPRO_CUDA_ARCHS": os.environ.get("DISTPRO_CUDA_ARCHS", ""),
         }
-        # --fresh: an earlier build's cache names the tools of an isolated environment that is gone.
+        # --fresh: an earlier build's cache names tools of an isolated environment that no longer exists.
         configure = ["cmake", "--fresh", "-GNinja", "-S", source, "-B", build]
         configure += [f"-D{name}={value}" for name, value in options.items()]
         try:
@@ -78,6 +78,6 @@ NATIVE = os.environ.get("DISTPRO_NATIVE") != "0"
 setup(
     ext_modules=[Extension("distpro._C", sources=[])] if NATIVE else [],
     cmdclass={"build_ext": CMakeBuild},
-    # The build front end installs these next to those of pyproject.toml.
+    # The build front end installs these in addition to those of pyproject.toml.
     setup_requires=[TOOLKIT] if NATIVE and CUDA == "ON" and not NVCC else [],
 )

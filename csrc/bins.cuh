@@ -1,5 +1,5 @@
-// Integer arithmetic of the pooling levels 4, 2 and 1 along one edge of a map. Host code too, so
-// that a machine without a GPU can test it. Edges are below kMaxEdge: four times one fits an int.
+// Integer arithmetic of the pooling levels 4, 2 and 1 along one edge of a map. Also host code, so
+// that it can be tested without a GPU. Edges are below kMaxEdge: four times an edge fits an int.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,22 +13,22 @@ struct Range {
   int end;
 };
 
-// A level is 1, 2 or 4, and half of it the shift that divides by it: a division by a number that is
-// known at run time only takes some 30 instructions.
+// Divides by a level. Levels are 1, 2 and 4, and half a level is the shift that divides by it; a
+// division by a number known only at run time takes some 30 instructions.
 __host__ __device__ inline int over_level(int x, int level) { return x >> (level >> 1); }
 
-// Pixels of bin `i`, as pool_bins of plan.h has them.
+// Pixels of bin `i`, as pool_bins in plan.h computes them.
 __host__ __device__ inline Range bin_pixels(int i, int size, int level) {
   return {over_level(i * size, level), over_level((i + 1) * size + level - 1, level)};
 }
 
-// The bounds of all bins cut an edge into segments, and every bin is a run of segments. Where 4
-// divides the edge these are its quarters. Otherwise quarters may share their outermost pixels, and
-// there are seven: quarter, shared pixel, quarter, shared pixel, ..., of which some are empty. The
-// four quarters of a single pixel are all that pixel.
+// The bounds of all bins cut an edge into segments, and every bin is a run of segments. If 4
+// divides the edge, the segments are its quarters. Otherwise neighbouring quarters may share a
+// pixel, and there are seven segments, some of them empty: quarter, shared pixel, quarter, shared
+// pixel, ... An edge of one pixel is a single segment, which is in every bin.
 __host__ __device__ inline int segments(int size) { return size % 4 == 0 ? 4 : size == 1 ? 1 : 7; }
 
-// Where segment `s` of seven starts: floor or ceil of quarters of the edge.
+// Start of segment `s` of seven: some quarters of the edge, rounded up or down.
 __host__ __device__ inline int seventh(int s, int size) {
   return ((s + 1) / 2 * size + (s % 2 == 0 ? 3 : 0)) / 4;
 }
@@ -51,7 +51,7 @@ __host__ __device__ inline Range bins_of_segment(int s, int size, int level) {
   return {s * level / 8, (s + 1) * level / 8 + 1};
 }
 
-// The segments that make bin `i`.
+// The segments that make up bin `i`.
 __host__ __device__ inline Range segments_of_bin(int i, int size, int level) {
   if (size == 1) return {0, 1};
   if (size % 4 == 0) return {over_level(i * 4, level), over_level((i + 1) * 4, level)};
@@ -60,7 +60,7 @@ __host__ __device__ inline Range segments_of_bin(int i, int size, int level) {
   return {start < 0 ? 0 : start, end > 7 ? 7 : end};
 }
 
-// A plane has 21, 5 or 1 bins: those of the levels 4, 2, 1, of 2, 1 or of 1, in this order.
+// A plane has 21, 5 or 1 bins: those of the levels (4, 2, 1), (2, 1) or (1), in this order.
 struct Bin2d {
   int level;
   int row;
@@ -73,10 +73,10 @@ __host__ __device__ inline Bin2d bin_at(int b, int bins) {
   return {4, b / 4, b % 4};
 }
 
-// Bins along the rows alone, of all levels: 4 + 2 + 1, 2 + 1 or 1.
+// Number of bins along the rows alone, over all levels: 4 + 2 + 1, 2 + 1 or 1.
 __host__ __device__ inline int row_bins(int bins) { return bins == 21 ? 7 : bins == 5 ? 3 : 1; }
 
-// Which of the row bins a bin of this level and row adds columns of.
+// The row bin whose columns a bin of this level and row adds up.
 __host__ __device__ inline int row_bin_at(int level, int row, int bins) {
   return row_bins(bins) - (2 * level - 1) + row;
 }

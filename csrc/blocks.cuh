@@ -1,4 +1,4 @@
-// What all kernels share: from a block's number to its tile, sums in a fixed order, launches.
+// Shared by all kernels: finding a block's tile, sums in a fixed order, launches.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,13 +14,13 @@
 
 namespace distpro::cuda {
 
-// Where the tiles of one item (a pathway, an array) stand among the blocks of a launch. The items
-// of a group have as many tiles and alternate: tile 0 of each, then tile 1 of each, ...
+// Where the tiles of one item (a pathway, an array) are among the blocks of a launch. The items of
+// a group have equally many tiles, interleaved: tile 0 of each, then tile 1 of each, ...
 struct Slot {
   int first_block;    // of the group
   int group;          // index of its first item
-  int members;        // of the group
-  int first_partial;  // of the item: its tiles write there one after another
+  int members;        // items in the group
+  int first_partial;  // of the item: its tiles' partials follow one another from there
 };
 
 struct Place {
@@ -51,14 +51,14 @@ struct Span {
   std::int64_t tiles;
 };
 
-// One launch: its items by their number in the plan, and the slot of each (first_partial unset).
+// One launch: its items, by index in the plan, and the slot of each (first_partial unset).
 struct Batch {
   std::vector<int> items;
   std::vector<Slot> slots;
   int blocks = 0;
 };
 
-// Keeps the order of the plan's tiles, with at most `capacity` items a launch.
+// Splits the items into launches of at most `capacity`, in the order of the plan's tiles.
 inline std::vector<Batch> arrange(const std::vector<Span>& spans, int capacity) {
   std::vector<int> order(spans.size());
   std::iota(order.begin(), order.end(), 0);
@@ -109,7 +109,7 @@ __device__ inline double block_sum(double x) {
 
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // said here; the next call must not say it again
+  cudaGetLastError();  // clears it: the next call must not report it again
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
@@ -123,19 +123,18 @@ void launch(const char* what, void (*kernel)(Parameters...), int blocks, int thr
 }
 #endif
 
-// -- the second stage: sums of the tiles' partials
-// ---------------------------------------------------
+// -- the second stage: sums of the tiles' partials -------------------
 
-// One block reads them all; four times the threads of the others for as many reads under way.
+// One block reads them all; four times the usual threads keep more loads in flight.
 constexpr int kFinishThreads = 4 * kThreads;
 constexpr int kMaxSums = 1024;
 
 struct Sums {
   const double* partials;
   void* sums;           // Real [count]
-  const void* weights;  // Real [count]; where 0 the partials are not read and the sum is 0. Or null
-  void* total;          // Real []: sum of weights * sums. Or null
-  bool onto_total;      // add to what stands there
+  const void* weights;  // Real [count], or null; where 0, the sum is 0 and no partials are read
+  void* total;          // Real [], or null: sum of weights * sums
+  bool onto_total;      // add to the present value of `total`
   int count;
   int first[kMaxSums + 1];  // partials [first[i], first[i + 1]) make sum i
 };
@@ -143,7 +142,7 @@ struct Sums {
 template <typename Real>
 __global__ void __launch_bounds__(kFinishThreads) sums_kernel(const __grid_constant__ Sums call) {
   constexpr int kWarps = kFinishThreads / 32;
-  constexpr int kTogether = 8;  // sums side by side, each read by warps of its own
+  constexpr int kTogether = 8;  // sums in parallel, each by warps of its own
   static_assert(kWarps >= kTogether);
   __shared__ double by_warp[kWarps];
   __shared__ double weighted[kTogether];
@@ -188,8 +187,7 @@ __global__ void __launch_bounds__(kFinishThreads) sums_kernel(const __grid_const
   }
 }
 
-// sums[i] from partials [first[i], first[i + 1]). `total` is written where there is no sum at all
-// too.
+// sums[i] = sum of partials [first[i], first[i + 1]). `total` is written even if there are no sums.
 template <typename Real>
 void launch_sums(const std::vector<int>& first, const double* partials, void* sums,
                  const void* weights, void* total, void* stream) {

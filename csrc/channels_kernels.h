@@ -1,14 +1,13 @@
 // Channels of one picture [H, W, C] with the bins of an HCL. Included after storage.h, inside a
 // namespace once per instruction set: no includes.
 //
-// Segment by segment, and a few vectors of channels at a time, so that a segment's sums stay in
-// registers: kept in memory, each pixel waited for the store of the one before.
+// Works segment by segment on a few vectors of channels at a time, so that a segment's sums stay in
+// registers: with the sums in memory, each pixel waited for the previous pixel's store.
 
-// Vectors of channels side by side: 8 in the 32 registers of AVX-512, 4 in the 16 of AVX2.
+// Vectors of channels at a time: 8 in the 32 registers of AVX-512, 4 in the 16 of AVX2.
 constexpr int kBlock = kVectorBytes / 8;
 
-// How far ahead to fetch: from a segment the next band of segments if that is near, else the next
-// segment.
+// Elements to prefetch ahead: to the next band of segments if it is near, else to the next segment.
 template <typename T>
 DISTPRO_INLINE std::int64_t ahead_of(const Geometry& g, int i, int j) {
   constexpr std::int64_t kNear = 16384 / sizeof(T);
@@ -16,7 +15,7 @@ DISTPRO_INLINE std::int64_t ahead_of(const Geometry& g, int i, int j) {
   return band <= kNear ? band : (g.columns.edge[j + 1] - g.columns.edge[j]) * g.c;
 }
 
-// The segment (i, j) for some channels: adds its sums to the bins that hold it, bin b of them at
+// Segment (i, j) for some channels: adds its sums to the bins that contain it, of which bin b is at
 // bins[b * stride], and its squares to `total`.
 template <int kVectors, typename V, typename T>
 DISTPRO_INLINE void forward_segment(const Geometry& g, int i, int j, const T* s, const T* t,
@@ -73,7 +72,7 @@ DISTPRO_INLINE void backward_segment(const Geometry& g, int i, int j, const T* s
   }
 }
 
-// Makes means of sums, in place, and adds their squares to `total`.
+// Turns sums into means, in place, and adds their squares to `total`.
 template <typename V, typename A>
 DISTPRO_INLINE void finish_bin(A* bin, A inverse, V& total) {
   const V mean = inverse * read<V>(bin);

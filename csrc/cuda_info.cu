@@ -7,7 +7,7 @@
 namespace distpro {
 namespace {
 
-// Never launched: its image in the module stands for those of all kernels.
+// Never launched: its architectures in the module are those of all kernels.
 __global__ void probe_kernel() {}
 
 void check(cudaError_t error) {
@@ -33,7 +33,7 @@ int kernel_arch(int device) {
   check(cudaSetDevice(device));
   cudaFuncAttributes attributes{};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
-  cudaGetLastError();  // a device that the kernels do not fit must not surface as the next launch's error
+  cudaGetLastError();  // a device without kernels must not surface as the next error
   check(cudaSetDevice(before));
   check(error);
   return attributes.binaryVersion;

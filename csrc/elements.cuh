@@ -1,4 +1,4 @@
-// Elements in memory and in arithmetic, and walking runs of them with 16-byte accesses.
+// Converting elements between memory and arithmetic, and walking runs of them in 16-byte accesses.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,12 +13,12 @@
 
 namespace distpro::cuda {
 
-#ifndef DISTPRO_THREADS  // of a block; an emulation on the host has fewer
+#ifndef DISTPRO_THREADS  // per block; an emulation on the host has fewer
 #define DISTPRO_THREADS 256
 #endif
 constexpr int kThreads = DISTPRO_THREADS;
 
-// What elements of type T are added in.
+// The type in which elements of type T are accumulated.
 template <typename T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -46,8 +46,8 @@ struct alignas(V * sizeof(T)) Pack {
   T at[V];
 };
 
-// V elements as they come from memory. Sixteen bytes stay four registers until they are widened; as
-// elements, eight halves would take eight.
+// V elements as loaded. Sixteen bytes stay in four registers until they are widened; as elements,
+// eight halves would take eight.
 template <typename T, int V>
 using Raw = std::conditional_t<V * sizeof(T) == 16, uint4, Pack<T, V>>;
 
@@ -56,7 +56,7 @@ __device__ inline Raw<T, V> load(const T* from) {
   return *reinterpret_cast<const Raw<T, V>*>(from);
 }
 
-// Read once: the first to leave the caches, so that what is read again stays.
+// For data that is read once: it is evicted first, so that data that is read again stays cached.
 template <int V, typename T>
 __device__ inline Raw<T, V> load_once(const T* from) {
   if constexpr (V * sizeof(T) == 16) {
@@ -68,7 +68,7 @@ __device__ inline Raw<T, V> load_once(const T* from) {
 
 template <typename T, int V>
 __device__ inline void widen(const Raw<T, V>& raw, Acc<T> (&x)[V]) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16> && V == 8) {  // the upper half of a float
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && V == 8) {  // upper halves of floats
     const unsigned int words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -102,7 +102,7 @@ __device__ inline void store_narrowed(T* to, const Acc<T> (&x)[V]) {
   store_once<T, V>(to, pack);
 }
 
-// Elements at origin + row * pitch + column: one row where they are contiguous.
+// Elements at origin + row * pitch + column; a single row if they are contiguous.
 struct Run {
   std::int64_t origin;
   int rows;
@@ -115,7 +115,7 @@ __host__ __device__ inline bool aligned(const Pointers*... pointers) {
   return ((reinterpret_cast<std::uintptr_t>(pointers) | ...) % 16) == 0;
 }
 
-// Whether columns of `width` elements in every row start on a 16-byte boundary of aligned memory.
+// Whether groups of `width` elements start on 16-byte boundaries in every row if the run does.
 __host__ __device__ inline bool fits_width(const Run& run, int width) {
   return run.rows == 1 || (run.pitch % width == 0 && run.columns % width == 0);
 }
@@ -123,9 +123,9 @@ __host__ __device__ inline bool fits_width(const Run& run, int width) {
 template <int V>
 using Lanes = std::integral_constant<int, V>;
 
-// The block's threads share out a run of N arrays, V elements at a time, and call for each
+// The block's threads share a run of N arrays, V elements at a time, and call for each group
 // use(Lanes<V>, row, column, offset, x) with its elements widened, x[N][V]. A thread has kBatch
-// accesses to every array under way before it uses the first; four instead of two would take the
+// loads from every array in flight before it uses the first; four instead of two would take the
 // kernels with bins past 64 registers.
 template <int V, int N, typename T, typename Use>
 __device__ inline void walk(const T* const (&arrays)[N], const Run& run, Use&& use) {
@@ -142,7 +142,7 @@ __device__ inline void walk(const T* const (&arrays)[N], const Run& run, Use&& u
       const std::int64_t offset = run.origin + row * run.pitch + (item - row * lanes) * V;
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        // The last array is the one that other blocks read too.
+        // Only the last array is read by other blocks too.
         raw[u][n] = n + 1 < N ? load_once<V>(arrays[n] + offset) : load<V>(arrays[n] + offset);
       }
     }
@@ -160,7 +160,7 @@ __device__ inline void walk(const T* const (&arrays)[N], const Run& run, Use&& u
   }
 }
 
-// The whole run, 16 bytes at a time if `wide`, and what is left of a single row one by one.
+// Walks the whole run, 16 bytes at a time if `wide`, and the rest of a single row one by one.
 template <int N, typename T, typename Use>
 __device__ inline void walk_all(const T* const (&arrays)[N], const Run& run, bool wide, Use&& use) {
   int done = 0;

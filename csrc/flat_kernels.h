@@ -1,11 +1,11 @@
-// Work that knows neither planes nor bins: runs of numbers. Included after storage.h, inside a
+// Element-wise work on flat arrays, without planes or bins. Included after storage.h, inside a
 // namespace once per instruction set: no includes.
 
-// What is summed over s - t, and what comes with it.
+// What is summed of s - t.
 enum class Flat {
   squares,
   magnitudes,
-  pooled,  // squares; forward writes the differences, backward adds an offset
+  pooled,  // squares; forward also writes the differences, backward adds offsets
 };
 
 template <Flat kKind, int kVectors, typename V, typename T>
@@ -18,8 +18,7 @@ DISTPRO_INLINE void forward_step(const T* s, const T* t, Accumulation<T>* differ
   }
 }
 
-// The sum of (s - t)^2, or of |s - t|: many short sums side by side, each of which ends in a
-// double.
+// The sum of (s - t)^2, or of |s - t|: short vector sums, each of which is added to a double.
 template <Flat kKind, typename T>
 double forward_flat(const T* s, const T* t, std::int64_t size,
                     Accumulation<T>* differences = nullptr) {
@@ -53,7 +52,7 @@ DISTPRO_INLINE void backward_step(const T* s, const T* t, T* gradient, Accumulat
     write(gradient, scale * d + read<V>(offsets));
   } else if (kKind == Flat::squares) {
     write(gradient, scale * d);
-  } else {  // keeps a NaN
+  } else {  // propagates NaN
     write(gradient, d > 0 ? V{} + scale : d < 0 ? V{} - scale : d * scale);
   }
 }

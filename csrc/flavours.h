@@ -1,7 +1,7 @@
-// The same kernels once per instruction set. Included inside a namespace, with `Kernels` (a struct
-// of function pointers), DISTPRO_KERNEL_FILE and DISTPRO_KERNELS (what fills the struct from that
-// file) declared, and <cstdlib> and <cstring> included: no includes of its own. The file sees
-// kVectorBytes and must leave nothing that the linker could merge across instruction sets.
+// Compiles the same kernels once per instruction set. Included inside a namespace that declares
+// `Kernels` (a struct of function pointers), DISTPRO_KERNEL_FILE and DISTPRO_KERNELS (the struct's
+// initializer from that file), after <cstdlib> and <cstring>: no includes of its own. The file sees
+// kVectorBytes and must define nothing that the linker could merge across instruction sets.
 
 namespace baseline {
 constexpr int kVectorBytes = 16;  // SSE2, NEON
@@ -10,7 +10,7 @@ constexpr const char* kName = "baseline";
 constexpr Kernels kKernels = DISTPRO_KERNELS;
 }  // namespace baseline
 
-// clang has no such pragma; its builds keep the baseline.
+// clang has no such pragma; its builds have the baseline only.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
@@ -34,7 +34,7 @@ constexpr Kernels kKernels = DISTPRO_KERNELS;
 }  // namespace avx512
 #pragma GCC pop_options
 
-// The best that this processor has; DISTPRO_SIMD=baseline or avx2 asks for less, to test those.
+// The best that this processor supports; DISTPRO_SIMD=baseline or avx2 asks for less, for tests.
 const Kernels& chosen() {
   const char* wanted = std::getenv("DISTPRO_SIMD");
   if (wanted && std::strcmp(wanted, "baseline") == 0) return baseline::kKernels;

@@ -1,6 +1,6 @@
 // The bins of an HCL's levels over a plane, cut into segments: runs of rows (or columns) that lie
-// in the same bins at every level. Each pixel is read once, summed by segment, and segments make
-// bins; this holds for overlapping bins too.
+// in the same bins at every level. Each pixel is read once and added to its segment, and bins are
+// sums of segments, even if they overlap.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,11 @@ constexpr int kMaxBins = 21;
 struct Axis {
   int segments;
   std::int64_t edge[kMaxSegments + 1];  // segment i is [edge[i], edge[i + 1])
-  int first[kMaxLevels][kMaxSegments];  // the bins of a level that hold the segment:
+  int first[kMaxLevels][kMaxSegments];  // the bins of a level that contain the segment:
   int end[kMaxLevels][kMaxSegments];    // [first, end)
 };
 
-// The bins that hold a segment of rows and columns.
+// The bins that contain a segment of rows and columns.
 struct Held {
   int size;
   int bin[kMaxBins];
@@ -30,16 +30,16 @@ struct Geometry {
   Distance distance;
   Layout layout;
   std::int64_t n, c, h, w;
-  int levels;                 // beside the full map
+  int levels;                 // besides the full map
   int level[kMaxLevels];      // 4, 2, 1 in the order used
   int first_bin[kMaxLevels];  // where the level's bins start among all
   int bins;
   Axis rows, columns;
   Held held[kMaxSegments][kMaxSegments];
   double inverse[kMaxBins];   // 1 / pixels of a bin
-  double gain[kMaxBins];      // d loss / d element of a bin's mean: 2 * square / pixels
-  double square[kMaxLevels];  // of a bin's mean squared: weight / (N * C * level^2)
-  double full;                // of an element's square: weight / (N * C * H * W)
+  double gain[kMaxBins];      // (d loss / d element) / the bin's mean: 2 * square / pixels
+  double square[kMaxLevels];  // factor of a squared bin mean: weight / (N * C * level^2)
+  double full;                // factor of a squared element: weight / (N * C * H * W)
 };
 
 Geometry geometry(const Pathway& pathway, Distance distance);

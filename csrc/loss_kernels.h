@@ -1,4 +1,4 @@
-// All kernels of the pathway loss, in the order in which they need each other; see flavours.h.
+// All kernels of the pathway loss, in order of dependence; see flavours.h.
 #include "storage.h"
 //
 #include "flat_kernels.h"

@@ -1,4 +1,4 @@
-// A pathway as the kernels see it, and the arithmetic from its tiles to addresses.
+// A pathway as the kernels see it, and the arithmetic that turns its tiles into addresses.
 #pragma once
 
 #include <cstdint>
@@ -11,21 +11,21 @@
 
 namespace distpro::cuda {
 
-// Elements of shared memory that a block has for its planes, 32 KB.
+// Elements of shared memory that a block has for its planes: 32 KB.
 template <typename T>
 constexpr int kScratch = 32768 / sizeof(Acc<T>);
 
-// Blocks on a multiprocessor: four of 256 threads leave each thread 64 registers, which is what the
-// kernels need, and fit the shared memory of an A100 (164 KB) and an H100 (228 KB).
+// Blocks per multiprocessor: four of 256 threads leave each thread 64 registers, which the kernels
+// need, and fit in the shared memory of an A100 (164 KB) and an H100 (228 KB).
 template <typename T>
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
 
 constexpr int kMapsPerLaunch = 128;
 
-// How the bins of a tile come about; chosen per pathway, from its shape.
+// How the bins of a tile are computed; chosen per pathway, from its shape.
 enum class Pooling : int {
   none,      // no bins: element-wise work
-  staged,    // differences of whole planes lie in shared memory
+  staged,    // differences of whole planes are staged in shared memory
   segments,  // threads add up segments of planes: channels_last, and planes that do not fit
 };
 
@@ -35,15 +35,15 @@ struct Map {
   void* gradient;           // backward
   std::int64_t planes;      // N * C
   std::int64_t first_mean;  // of the pathway
-  double scale;             // weight of the full map over its elements
-  double ratio[3];          // of the levels 4, 2, 1: weight of one squared bin mean over `scale`
-  int index;                // the pathway's number
+  double scale;             // weight of the full map / number of its elements
+  double ratio[3];          // of the levels 4, 2, 1: weight of one squared bin mean / `scale`
+  int index;                // of the pathway
   int channels, height, width;
   int bins;  // 21, 5, 1 or 0
   bool channels_last;
   Pooling pooling;
   int tile_planes;
-  int chunk;  // planes that a block has in shared memory at a time
+  int chunk;  // planes in shared memory at a time
   Slot slot;
 };
 
@@ -57,10 +57,10 @@ struct MapCall {
   int count;
   Map maps[kMapsPerLaunch];
 };
-// 32,764 bytes is what a kernel's parameters may take (sm_70 and up, CUDA 12.1 and up).
+// The limit for a kernel's parameters (sm_70 and up, CUDA 12.1 and up).
 static_assert(sizeof(MapCall) <= 32764);
 
-// Some planes of a map: their elements, and their bin means: that of plane k and bin b stands at
+// Some planes of a map: their elements, and where their bin means are: that of plane k and bin b at
 // mean + k * mean_plane + b * mean_bin.
 struct Planes {
   Run run;
@@ -70,7 +70,7 @@ struct Planes {
   std::int64_t mean_bin;
 };
 
-// Of tile `tile`, the planes from `skip` on, at most `most`; count <= 0 beyond its end.
+// At most `most` planes of tile `tile`, from its plane `skip` on; count <= 0 beyond its end.
 __host__ __device__ inline Planes planes_at(const Map& map, int tile, int skip, int most) {
   const int area = map.height * map.width;
   std::int64_t plane, end;  // of the tile
@@ -99,9 +99,9 @@ __host__ __device__ inline Planes planes_at(const Map& map, int tile, int skip, 
           map.channels};
 }
 
-// Neighbouring planes of 8 x 8 or 16 x 16 floats start in the same bank of shared memory; threads
-// that read the same row of several would wait for each other. This spreads them: it keeps groups
-// of 8 floats together and stays within 32.
+// Neighbouring planes of 8 x 8 or 16 x 16 floats start in the same bank of shared memory, so that
+// threads reading the same row of several planes would have bank conflicts. This spreads them: it
+// permutes groups of 8 floats within 32.
 struct Swizzle {
   int shift;
   __host__ __device__ explicit Swizzle(int area) : shift(5) {
@@ -113,9 +113,9 @@ struct Swizzle {
   }
 };
 
-// Staged planes, `planes` together: element (row, column) of plane k. Each column of each plane is
-// later replaced by its row bins, which start at its top; where a plane has fewer rows than row
-// bins (H is 5 or 6), the last of them stand behind all planes.
+// Positions in shared memory of `planes` staged planes. Each column of each plane is later
+// overwritten, from its top, by its row bins; if a plane has fewer rows than row bins (H is 5 or
+// 6), the last bins are stored after all planes.
 struct Cells {
   int planes, height, width;
   Swizzle swizzle;
@@ -123,21 +123,20 @@ struct Cells {
   __host__ __device__ Cells(int planes, int height, int width)
       : planes(planes), height(height), width(width), swizzle(height * width) {}
   __host__ __device__ int element(int i) const { return swizzle(i); }
-  // Column `column` of plane k is the k * width + column th.
+  // Column `column` of plane k has the number k * width + column.
   __host__ __device__ int row_bin(int bin, int k, int column) const {
     if (bin < height) return swizzle((k * height + bin) * width + column);
     const int behind = (planes * height * width + 31) / 32 * 32;
     return behind + ((bin - height) * planes + k) * width + column;
   }
-  // The most planes that fit into `room` elements, a multiple of 32; row bins of a plane: `bins`.
+  // The most planes that fit in `room` elements, a multiple of 32; a plane has `bins` row bins.
   __host__ __device__ static int fit(int room, int height, int width, int bins) {
     const int more = bins > height ? bins - height : 0;
     return (room - (more ? 31 : 0)) / ((height + more) * width);
   }
 };
 
-// -- host
-// --------------------------------------------------------------------------------------------
+// -- host ------------------------------------------------------------
 
 inline void require(bool good, std::size_t pathway, const char* what) {
   if (!good) {
@@ -145,7 +144,7 @@ inline void require(bool good, std::size_t pathway, const char* what) {
   }
 }
 
-// All but the addresses and the chunk.
+// All but the addresses, the pooling with its chunk, and the slot.
 inline Map map_of(const Pathway& pathway, std::size_t index) {
   constexpr std::int64_t kMost = 1 << 30;
   const auto [n, c, h, w] = pathway.shape;
@@ -173,7 +172,7 @@ inline Map map_of(const Pathway& pathway, std::size_t index) {
   return map;
 }
 
-// At most `fit` planes, in groups that keep a chunk's start aligned as the plan keeps a tile's.
+// Planes of a chunk: at most `fit`, in groups that align its start as the plan aligns a tile's.
 inline int chunk_of(const Map& map, int fit) {
   const int group = map.channels_last ? 16 : 8;
   if (fit >= map.tile_planes) return map.tile_planes;

@@ -1,5 +1,5 @@
-// distpro._C: the door from Python. It takes addresses, shapes, strides, a dtype code and a stream,
-// never tensors, so that one build serves every torch.
+// distpro._C, the Python binding. It takes addresses, shapes, layouts, a dtype code and a stream,
+// never tensors, so that one build works with every version of torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -64,8 +64,7 @@ void require_size(const char* what, std::size_t expected, std::size_t found) {
                               " addresses, got " + std::to_string(found));
 }
 
-// Runs the kernel of the device: cuda:: with a stream where `stream` is given, else cpu::. The GIL
-// is free meanwhile.
+// Runs the kernel of the device, cuda:: if `stream` is given, else cpu::, with the GIL released.
 template <typename OnCpu, typename OnCuda, typename Plan, typename Call>
 void dispatch(OnCpu on_cpu, [[maybe_unused]] OnCuda on_cuda, const Plan& plan, const Call& call,
               std::optional<std::uintptr_t> stream) {

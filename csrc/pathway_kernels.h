@@ -1,8 +1,8 @@
 // One tile of the pathway loss. Included inside a namespace once per instruction set, after the
 // other kernels: no includes, and nothing that the linker could merge across instruction sets.
 
-// The part of the pathway's loss that `planes` planes from `first` give. `means`: the pathway's
-// own, or null; `scratch`: see scratch_of.
+// The contribution of `planes` planes, from `first` on, to the pathway's loss. `means`: those of
+// the pathway, or null; `scratch`: see scratch_of.
 template <typename T>
 double forward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, const void* student,
                     const void* teacher, void* means, void* scratch) {
@@ -44,7 +44,7 @@ void backward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, c
   const T* s = static_cast<const T*>(student) + start;
   const T* t = static_cast<const T*>(teacher) + start;
   T* out = static_cast<T*>(gradient) + start;
-  if (coefficient == 0) {  // the maps may hold anything
+  if (coefficient == 0) {  // not computed: the maps may hold anything
     for (std::int64_t y = 0; y < (last ? pixels : planes); ++y) {
       const std::int64_t run = last ? planes : pixels, step = last ? g.c : pixels;
       for (std::int64_t k = 0; k < run; ++k) store(out[y * step + k], A{0});

@@ -1,5 +1,5 @@
 // The feature losses of all pathways, forward and backward. cpu:: and cuda:: do the same work; the
-// CUDA one only launches on `stream` (a cudaStream_t) and never waits for it. All addresses lie on
+// CUDA one only launches on `stream` (a cudaStream_t) and never waits for it. All addresses are on
 // the device of the call. "acc" below is the accumulation type of the plan's dtype.
 #pragma once
 
@@ -11,12 +11,12 @@
 
 namespace distpro {
 
-// One pathway as the plan sees it. Its tile k is tiles[first_tile + k * tile_stride]: the pathways
-// of one teacher map alternate, and all of them have as many tiles.
+// One pathway as the plan sees it. Its tile k is tiles[first_tile + k * tile_stride]: the tiles of
+// the pathways of one teacher map are interleaved, equally many of each.
 struct Pathway {
   Shape shape;                // N, C, H, W
   Layout layout;              // of student, teacher and gradient
-  std::vector<Level> levels;  // {{0, 1}} but for an HCL
+  std::vector<Level> levels;  // {{0, 1}} unless hcl
   std::int64_t bins;          // of all levels l > 0: the sum of l * l, at most 21
   std::int64_t first_mean;    // where its bin means start, in acc elements
   std::int64_t tile_planes;   // planes of each tile but its last
@@ -25,7 +25,7 @@ struct Pathway {
   std::int64_t tiles;
 };
 
-// A pure function of shapes, so that Python makes one per signature and keeps it.
+// A pure function of shapes, so that Python can cache one per signature.
 struct PathwayPlan {
   Dtype dtype;
   Distance distance;
@@ -35,19 +35,19 @@ struct PathwayPlan {
   std::vector<std::int64_t> map_tiles;  // where the tiles of each teacher map start; then their end
 };
 
-// l2 and l1 know no planes and no layout: pass any dense map (tokens too) as planes of shape
-// {N, rest, 1, 1} or the like. Within channels_last a plane is a channel of a picture, numbered n *
-// C + c, and a tile never spans two pictures; its channels are a multiple of `tile_channels`, the
-// last tile of a picture excepted.
+// l2 and l1 ignore planes and layouts: pass any dense map (tokens too) as planes, of shape
+// {N, rest, 1, 1} or similar. In channels_last a plane is a channel of a picture, numbered
+// n * C + c; a tile never spans two pictures, and its channels are a multiple of `tile_channels`,
+// except in a picture's last tile.
 PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape>& shapes,
                          const std::vector<Layout>& layouts,
                          const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
                          std::int64_t tile_channels);
 
-// Bin means of student - teacher, levels in the plan's order, bins of a level row by row: at
+// Bin means of student - teacher, levels in the plan's order, bins of a level row by row, are at
 // means[first_mean + ...] as [N * C, bins] for planes and [N, bins, C] for channels_last.
 //
-// A pathway of weight 0 is not read: its loss is 0 and its means stay as they are.
+// A pathway of weight 0 is not read: its loss is 0 and its means are not written.
 struct LossForward {
   const std::uintptr_t* students;  // P addresses, in host memory
   const std::uintptr_t* teachers;
@@ -55,12 +55,12 @@ struct LossForward {
   void* loss;           // acc []: sum of weights[p] * per_pathway[p], summed in double
   void* per_pathway;    // acc [P]
   void* means;          // acc [plan.means], or null: do not keep them
-  double* partials;     // workspace [tiles]: the part of per_pathway that the tile gives
+  double* partials;     // workspace [tiles]: each tile's contribution to per_pathway
 };
 
 // gradients[p] = coefficient[p] * d per_pathway[p] / d students[p], coefficient[p] =
-// weights[p] * grad_loss + grad_per_pathway[p]. For weights[p] = 0 it is filled with 0 and no map
-// read.
+// weights[p] * grad_loss + grad_per_pathway[p]. If weights[p] is 0, gradients[p] is filled with 0
+// and no map is read.
 struct LossBackward {
   const std::uintptr_t* students;
   const std::uintptr_t* teachers;

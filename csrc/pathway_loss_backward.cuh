@@ -1,11 +1,11 @@
-// One tile of the backward pass: gradient = c * (d + what the pixel's bins add).
+// One tile of the backward pass: gradient = c * (d + the terms of the pixel's bins).
 #pragma once
 
 #include "maps.cuh"
 
 namespace distpro::cuda {
 
-// Beyond this many pixels a pixel's segment is computed each time, not looked up.
+// In planes of more pixels, a pixel's segment is computed each time, not looked up.
 constexpr int kLookup = 4096;
 
 __host__ __device__ inline int rectangle_at(int pixel, int height, int width, int columns) {
@@ -13,8 +13,7 @@ __host__ __device__ inline int rectangle_at(int pixel, int height, int width, in
   return segment_at(row, height) * columns + segment_at(pixel - row * width, width);
 }
 
-// What the bins of one level add to a pixel in segments (row, column): the sum of those that hold
-// it.
+// The term of one level at a pixel in segments (row, column): the sum over the bins that hold it.
 template <int kLevel, typename Real>
 __device__ inline Real add_bins(const Map& map, int row, int column, const Real* bins, int stride) {
   const Range rows = bins_of_segment(row, map.height, kLevel);
@@ -26,8 +25,8 @@ __device__ inline Real add_bins(const Map& map, int row, int column, const Real*
   return sum;
 }
 
-// table[segment][plane] for channels_last, [plane][segment] otherwise. `scaled`: room for the
-// means, laid out alike.
+// Fills table[segment][plane] for channels_last, [plane][segment] otherwise. `scaled`: workspace
+// for the scaled means, laid out alike.
 template <bool kChannelsLast, typename Real>
 __device__ void fill_table(const Map& map, const Planes& planes, const Real* means, Real* scaled,
                            Real* table) {
@@ -118,7 +117,7 @@ __device__ void pooled_gradient(const Map& map, int tile, Acc<T> c, const Acc<T>
   for (int skip = 0; skip < map.tile_planes; skip += map.chunk) {
     const Planes planes = planes_at(map, tile, skip, map.chunk);
     if (planes.count <= 0) break;
-    if (skip > 0) __syncthreads();  // the chunk before is done with
+    if (skip > 0) __syncthreads();  // the previous chunk is done
     Real* table = scratch + map.bins * planes.count;
     fill_table<kChannelsLast>(map, planes, means, scratch, table);
     const Run& run = planes.run;
@@ -155,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   using Real = Acc<T>;
   const Place place = locate(call.maps, call.count, static_cast<int>(blockIdx.x));
   const Map& map = call.maps[place.item];
-  // In double: the two terms may cancel, and the scale of a large map leaves float little room.
+  // In double: the two terms may cancel, and the scale of a large map leaves float little range.
   const double weight = static_cast<const Real*>(call.weights)[map.index];
   const double coefficient = weight == 0
                                  ? 0

@@ -1,6 +1,6 @@
-// The pathway loss on the CPU: tiles over OpenMP threads. Which thread does a tile never changes
-// its result, and partials are added up in the order of the tiles: the same bits with any thread
-// count.
+// The pathway loss on the CPU: tiles are distributed over OpenMP threads. A tile's result does not
+// depend on its thread, and partials are added in the order of the tiles, so that the result is
+// bitwise the same for any number of threads.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -57,9 +57,8 @@ double value(const void* from, Dtype dtype, std::size_t index = 0) {
 
 const void* address(std::uintptr_t number) { return reinterpret_cast<const void*>(number); }
 
-// Fresh memory is mapped at its first touch, by pages of 4 KB: for 27 gradients of 132 MB together
-// that took 70 of a backward's 90 ms. Large gradients ask for pages of 2 MB, where the system has
-// them.
+// Fresh memory is mapped at its first touch, in pages of 4 KB: for 27 gradients of 132 MB together
+// that took 70 of a backward's 90 ms. This asks for pages of 2 MB, where they exist and fit.
 void prefer_huge_pages([[maybe_unused]] std::uintptr_t start, [[maybe_unused]] std::size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr std::uintptr_t kHuge = std::uintptr_t{1} << 21;
@@ -69,18 +68,18 @@ void prefer_huge_pages([[maybe_unused]] std::uintptr_t start, [[maybe_unused]] s
 #endif
 }
 
-// The geometry of each pathway, and memory of its own for each thread.
+// The geometry of each pathway, and scratch memory for each thread.
 class Workplace {
  public:
   explicit Workplace(const PathwayPlan& plan) {
-    std::int64_t most = 0;  // numbers that the kernels keep at the side
+    std::int64_t most = 0;  // scratch elements of a thread
     for (const Pathway& p : plan.pathways) {
       geometries_.push_back(geometry(p, plan.distance));
       const Geometry& g = geometries_.back();
       const bool last = p.layout == Layout::channels_last;
       most = std::max(most, last ? p.tile_planes * p.bins : baseline::scratch_of(g));
     }
-    stride_ = static_cast<std::size_t>(most) / 8 + 2;  // a line apart: none is shared
+    stride_ = static_cast<std::size_t>(most) / 8 + 2;  // a line apart: no false sharing
     scratch_.resize(stride_ * static_cast<std::size_t>(threads()));
   }
 
@@ -97,9 +96,9 @@ class Workplace {
   std::size_t stride_;
 };
 
-// Runs each tile once. The threads share the tiles of every teacher map evenly, not all tiles at once:
-// an element costs several times as much in small maps as in large ones. A thread's tiles of a map
-// are neighbours, so that the pathways of a range find it in this core's cache.
+// Runs each tile once. The tiles are split evenly among the threads for each teacher map, not as a
+// whole: an element costs several times as much in small maps as in large ones. A thread's tiles of
+// a map are contiguous, so that the pathways of a range of the map find it in this core's cache.
 template <class Run>
 void for_each_tile(const PathwayPlan& plan, const Run& run) {
   const std::vector<std::int64_t>& start = plan.map_tiles;

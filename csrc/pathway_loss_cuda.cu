@@ -13,14 +13,14 @@ std::vector<Batch> batches_of(const PathwayPlan& plan) {
   return arrange(spans, kMapsPerLaunch);
 }
 
-// Where each pathway's partials start, and after the last one their number.
+// Where each pathway's partials start, then the total number of partials.
 std::vector<int> partials_of(const PathwayPlan& plan) {
   std::vector<int> first{0};
   for (const Pathway& p : plan.pathways) first.push_back(first.back() + static_cast<int>(p.tiles));
   return first;
 }
 
-// The maps of one launch, as both directions have them; `call` is LossForward or LossBackward.
+// What both directions share of a launch's maps; `call` is LossForward or LossBackward.
 template <typename Call>
 MapCall maps_of(const PathwayPlan& plan, const Call& call, const Batch& batch) {
   MapCall maps{};

@@ -1,11 +1,11 @@
-// One tile of the forward pass: its differences squared, and the means of its bins.
+// One tile of the forward pass: its squared differences, and the means of its bins.
 #pragma once
 
 #include "maps.cuh"
 
 namespace distpro::cuda {
 
-// What a squared bin mean counts, over `scale`; a select, since an indexed array would be memory.
+// The weight of a squared bin mean / `scale`; selected, as indexing would use local memory.
 template <typename Real>
 __device__ inline Real ratio_of(const Map& map, int level) {
   return static_cast<Real>(level == 4 ? map.ratio[0] : level == 2 ? map.ratio[1] : map.ratio[2]);
@@ -28,8 +28,8 @@ __device__ Acc<T> flat_tile(const Map& map, int tile, bool l1) {
   return sum;
 }
 
-// The sum over each row bin of one column, in order of the bins: four quarters, halves, all. Every
-// row is read once; a row that two quarters share goes to both.
+// The sums over each row bin of one column, in order of the bins: four quarters, two halves, all.
+// Every row is read once; a row shared by two quarters is added to both.
 template <typename Real>
 __device__ inline void add_rows(const Real* cells, const Cells& at, int k, int column, int bins,
                                 Real (&sums)[7]) {
@@ -67,7 +67,7 @@ __device__ Acc<T> staged_tile(const Map& map, int tile, Acc<T>* means, Acc<T>* c
     const Planes planes = planes_at(map, tile, skip, map.chunk);
     if (planes.count <= 0) break;
     const Cells at(planes.count, map.height, width);
-    if (skip > 0) __syncthreads();  // the chunk before is done with
+    if (skip > 0) __syncthreads();  // the previous chunk is done
     const bool wide = aligned(maps[0] + planes.run.origin, maps[1] + planes.run.origin);
     walk_all(maps, planes.run, wide, [&](auto lanes, int, int column, std::int64_t, auto& x) {
       constexpr int V = decltype(lanes)::value;
@@ -85,7 +85,7 @@ __device__ Acc<T> staged_tile(const Map& map, int tile, Acc<T>* means, Acc<T>* c
       }
     });
     __syncthreads();
-    // A thread alone reads a column, then writes its row bins over it.
+    // One thread reads a whole column, then overwrites it with its row bins.
     for (int i = threadIdx.x; i < planes.count * width; i += kThreads) {
       const int k = i / width;
       const int column = i - k * width;
@@ -93,7 +93,7 @@ __device__ Acc<T> staged_tile(const Map& map, int tile, Acc<T>* means, Acc<T>* c
       add_rows(cells, at, k, column, bins, sums);
 #pragma unroll
       for (int j = 0; j < 7; ++j) {
-        const int bin = j - (7 - rows);  // maps of few rows have the last ones alone
+        const int bin = j - (7 - rows);  // maps of few rows have only the last ones
         if (bin >= 0) cells[at.row_bin(bin, k, column)] = sums[j];
       }
     }
@@ -116,9 +116,8 @@ __device__ Acc<T> staged_tile(const Map& map, int tile, Acc<T>* means, Acc<T>* c
   return sum;
 }
 
-// Sums of V planes side by side over each segment of rows and columns: sums[segment][plane], each
-// in `parts` parts, so that all threads have work: sums[part][segment][plane]. Returns the sum of
-// squares.
+// Sums, V planes at a time, over each segment of rows and columns. Each sum is in `parts` parts, so
+// that all threads have work: sums[part][segment][plane]. Returns the thread's sum of squares.
 template <int V, typename T>
 __device__ inline Acc<T> add_segments(const Map& map, const Planes& planes, int parts,
                                       Acc<T>* sums) {
@@ -217,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   using Real = Acc<T>;
   const Place place = locate(call.maps, call.count, static_cast<int>(blockIdx.x));
   const Map& map = call.maps[place.item];
-  // Nothing of a dropped pathway is read; the second stage does not read its partials.
+  // The maps of a dropped pathway are not read, nor are its partials by the second stage.
   if (static_cast<const Real*>(call.weights)[map.index] == 0) return;
   Real sum;
   if constexpr (kPooled) {

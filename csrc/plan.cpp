@@ -10,7 +10,7 @@ namespace distpro {
 namespace {
 
 constexpr std::int64_t kMaxElements = std::numeric_limits<std::int64_t>::max();
-constexpr std::int64_t kMaxTiles = std::numeric_limits<std::int32_t>::max();  // one grid's blocks
+constexpr std::int64_t kMaxTiles = std::numeric_limits<std::int32_t>::max();  // blocks of a grid
 constexpr std::int64_t kPlaneGroup = 8;
 
 template <typename... Parts>
@@ -40,7 +40,7 @@ void check_shape(std::size_t pathway, const Shape& shape) {
           ", more elements than 64 bits count");
 }
 
-// Planes of a tile: `wanted`, but at least `least`, and whole groups where it can hold one.
+// Planes of a tile: `wanted`, but at least `least`, in whole groups if it can hold one.
 std::int64_t tile_step(std::int64_t run, std::int64_t wanted, std::int64_t group,
                        std::int64_t least) {
   const std::int64_t step = std::min(std::max(wanted, least), run);
@@ -111,7 +111,7 @@ std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
   for (const std::vector<std::size_t>& group : groups) {
     const auto [n, c, h, w] = shapes[group.front()];
     const bool last = !layouts.empty() && layouts[group.front()] == Layout::channels_last;
-    const std::int64_t run = last ? c : n * c;  // planes that a tile may come from
+    const std::int64_t run = last ? c : n * c;  // planes within which a tile must stay
     const std::int64_t step = tile_step(
         run, tile_elements / (h * w), last ? tile_channels : kPlaneGroup, last ? tile_channels : 1);
     const std::int64_t runs = n * c / run;

@@ -1,5 +1,5 @@
-// How the fused kernels walk the data. Plain arithmetic on shapes: no tensors, no device, so that a
-// machine without a GPU can test it. A bad argument throws std::invalid_argument (ValueError).
+// How the fused kernels walk the data. Plain arithmetic on shapes: no tensors, no device, so that
+// it can be tested without a GPU. A bad argument throws std::invalid_argument (ValueError).
 #pragma once
 
 #include <array>
@@ -10,7 +10,7 @@
 
 namespace distpro {
 
-// Where the levels of an HCL stand: 0 is the full map, l > 0 the l x l adaptive average pooling.
+// One level of an HCL: 0 is the full map, l > 0 the l x l adaptive average pooling.
 struct Level {
   std::int64_t level;
   double weight;
@@ -40,13 +40,13 @@ struct Tile {
 using Shape = std::array<std::int64_t, 4>;  // N, C, H, W
 
 // Cuts every pathway into tiles of whole planes, at most `tile_elements` elements each but at least
-// one plane. Teacher maps come in the order of their first pathway; within one, range after range,
-// and all its pathways meet a range one after another, so that they find it in L2.
-// Tiles of 8 planes or more hold a multiple of 8, the last one of a pathway excepted: each then
+// one plane. Teacher maps come in the order of their first pathway. Within a map the tiles go range
+// by range, and all its pathways visit a range one after another, so that they find it in L2.
+// Tiles of 8 planes or more hold a multiple of 8, except for the last one of a pathway: each then
 // starts on a 16-byte boundary of a dense map, whatever H * W and the (2-byte or wider) type.
 // A channels_last tile stays within one picture; it holds a multiple of `tile_channels` channels,
-// the last one of a picture excepted, so that each of its pixels is a run of whole vectors.
-// `layouts` empty: all planes.
+// except for the last one of a picture, so that each of its pixels is a run of whole vectors.
+// If `layouts` is empty, all are planes.
 std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
                             const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
                             const std::vector<Layout>& layouts = {},

@@ -2,9 +2,9 @@
 // a namespace once per instruction set: no includes.
 //
 // Short rows do not fill vectors. So a batch of planes is one flat run wherever the maps are read
-// or written: forward keeps its differences, backward has its offsets spread out before. In between
-// a row of bins is one vector, the columns of bins of all levels side by side, and what lies in
-// which bin is a factor of 1 or 0: no branches, and overlaps cost nothing.
+// or written: forward stores the differences, backward expands its offsets beforehand. In between,
+// a row of bins is one vector, with the bin columns of all levels side by side, and membership in a
+// bin is a factor of 1 or 0: no branches, and overlaps cost nothing.
 
 constexpr int kColumns = 8;
 template <typename A>
@@ -12,8 +12,8 @@ struct Columns {
   typedef A vector __attribute__((vector_size(kColumns * sizeof(A)), may_alias));
 };
 
-// The rows of bins of the levels 4, 2 and 1: which level, how many bins, where the first stands
-// among the 21 of a plane and in a vector. Eight numbers around any of them are within the 21.
+// The rows of bins of the levels 4, 2 and 1: index of the level, number of bins, position of the
+// first bin among the 21 of a plane and in a vector. The vector around a row is within the 21.
 struct Row {
   int level, bins, first, column;
 };
@@ -21,7 +21,7 @@ constexpr int kRows = 7;
 constexpr Row kRow[kRows] = {{0, 4, 0, 0},  {0, 4, 4, 0},  {0, 4, 8, 0}, {0, 4, 12, 0},
                              {1, 2, 16, 5}, {1, 2, 18, 5}, {2, 1, 20, 7}};
 
-// Those of the last kLevels levels.
+// The rows of the last kLevels levels.
 template <int kLevels>
 struct Rows {
   static constexpr int size = (1 << kLevels) - 1;
@@ -33,15 +33,15 @@ struct Rows {
   static constexpr int first(int r) {
     return kRow[kRows - size + r].first - kRow[kRows - size].first;
   }
-  // Of the c-th column of bins, counted over all levels.
+  // Lane of the c-th column of bins, counted over all levels.
   static constexpr int lane(int c) { return c + kColumns - size - (kLevels == 3 && c < 4 ? 1 : 0); }
-  // Of a level: its first row.
+  // The first row of a level.
   static constexpr int row(int l) { return size + 1 - (2 << (kLevels - 1 - l)); }
 };
 
 constexpr std::int64_t kBatch = 2048;  // elements of a batch, at least one plane: 8 KB, in L1
-constexpr int kMostLanes = 16;  // of any vector: a row's last one may reach that far beyond it
-constexpr int kSide = 4;        // segments of rows that are summed side by side
+constexpr int kMostLanes = 16;  // of any vector: a row's last one may extend that far beyond it
+constexpr int kSide = 4;        // segments of rows that are summed together
 constexpr int kLines = (kMaxSegments + kSide - 1) / kSide * kSide;
 
 DISTPRO_INLINE std::int64_t batch_of(const Geometry& g) {
@@ -49,12 +49,12 @@ DISTPRO_INLINE std::int64_t batch_of(const Geometry& g) {
   return planes < 1 ? 1 : planes;
 }
 
-// The width up to the next whole vector, so that all scratch starts on one.
+// The width rounded up to whole vectors, so that all parts of the scratch start on one.
 inline std::int64_t padded_width(const Geometry& g) {
   return (g.w + kMostLanes - 1) / kMostLanes * kMostLanes;
 }
 
-// Numbers that forward_planes and backward_planes keep at the side.
+// Scratch elements of forward_planes and backward_planes.
 inline std::int64_t scratch_of(const Geometry& g) {
   return (kColumns + kLines) * padded_width(g) + batch_of(g) * g.h * g.w + kMostLanes;
 }
@@ -88,7 +88,7 @@ void mark_rows(const Geometry& g, A (*inside)[kColumns]) {
   }
 }
 
-// times * factors[b] for each bin b, row of bins by row of bins, 0 between the levels.
+// times * factors[b] for each bin b, one row of bins at a time.
 template <int kLevels, typename C>
 void place_factors(const double* factors, double times, C* placed) {
   using R = Rows<kLevels>;
@@ -206,8 +206,8 @@ void backward_planes(const Geometry& g, const T* s, const T* t, T* gradient, std
         A factor[kColumns];
         __builtin_memcpy(factor, &sum, sizeof(sum));
         for (std::int64_t x = 0; x < g.w; x += kLanes<T>) {
-          // A row's last vector ends with it; if it is the only one, it runs over into the next
-          // row, which then takes its own.
+          // A row's last vector ends with the row; if it is the only one, it extends into the next
+          // row, which is then overwritten with its own.
           const std::int64_t at = x == 0 || x + kLanes<T> <= g.w ? x : g.w - kLanes<T>;
           Vector<T> offset = {};
           for (int c = 0; c < R::size; ++c) {

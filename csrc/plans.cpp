@@ -1,4 +1,4 @@
-// What a call of each operator needs to know beyond addresses, from shapes alone.
+// What a call of each operator needs besides addresses, from shapes alone.
 #include <stdexcept>
 
 #include "pathway_loss.h"

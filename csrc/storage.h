@@ -1,4 +1,4 @@
-// Element types of the CPU kernels, one by one and in vectors. Included inside a namespace once per
+// Element types of the CPU kernels, as scalars and vectors. Included inside a namespace once per
 // instruction set, with kVectorBytes declared: no includes, and nothing that the linker could merge
 // across instruction sets.
 
@@ -10,7 +10,7 @@ struct Half {
   std::uint16_t bits;
 };
 
-// Vectors of floats and doubles, and as many 16-bit and 32-bit numbers as one has floats.
+// Vectors of floats and of doubles, and of as many 32-bit and 16-bit integers as Floats has floats.
 typedef float Floats __attribute__((vector_size(kVectorBytes)));
 typedef double Doubles __attribute__((vector_size(kVectorBytes)));
 typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
@@ -38,8 +38,8 @@ DISTPRO_INLINE To bit_cast(const From& from) {
   return to;
 }
 
-// Conversions are branch-free bit arithmetic, for one number (F = float, U = uint32_t) and vectors
-// alike: no instruction beyond the common ones is needed.
+// Conversions are branch-free bit arithmetic, for scalars (F = float, U = uint32_t) and vectors
+// alike: no special instructions are needed.
 
 template <typename F, typename U>
 DISTPRO_INLINE F from_half(U bits) {
@@ -50,7 +50,7 @@ DISTPRO_INLINE F from_half(U bits) {
   return bit_cast<F>((magnitude >= (0x7c00u << 13) ? special : finite) | (bits & 0x8000u) << 16);
 }
 
-// To nearest, ties to even, as PyTorch rounds.
+// Rounds to nearest, ties to even, like PyTorch.
 template <typename U, typename F>
 DISTPRO_INLINE U to_bfloat16(F x) {
   const U bits = bit_cast<U>(x), nan = U{} + 0x7fc0u;
@@ -62,8 +62,7 @@ template <typename U, typename F>
 DISTPRO_INLINE U to_half(F x) {
   const U bits = bit_cast<U>(x), infinity = U{} + 0x7c00u, nan = U{} + 0x7e00u;
   const U magnitude = bits & 0x7fffffffu;
-  // Subnormal results: adding 0.5 rounds to the 10 bits that stay, at the end of the sum's
-  // mantissa.
+  // Subnormal results: adding 0.5 rounds to the 10 bits kept, at the end of the sum's mantissa.
   const U small = bit_cast<U>(bit_cast<F>(magnitude) + 0.5f) - 0x3f000000u;
   const U normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   U value = magnitude < (113u << 23) ? small : normal;
@@ -98,7 +97,7 @@ DISTPRO_INLINE Doubles load_vector(const double* from) {
 }
 DISTPRO_INLINE Words load_words(const void* from) {
 #ifdef DISTPRO_AVX512
-  // GCC 12 makes five instructions of the conversion below, which are one.
+  // GCC 12 compiles the conversion below to five instructions; this is one.
   typedef short Shorts __attribute__((vector_size(32)));
   typedef int Ints __attribute__((vector_size(64)));
   Shorts bits;
@@ -130,7 +129,7 @@ DISTPRO_INLINE void store_vector(Half* to, const Floats& x) {
   __builtin_memcpy(to, &bits, sizeof(bits));
 }
 
-// One number where V is float or double, else a vector.
+// A scalar if V is float or double, else a vector.
 template <typename V, typename T>
 DISTPRO_INLINE V read(const T* from) {
   if constexpr (sizeof(V) == sizeof(Accumulation<T>)) {
@@ -158,7 +157,7 @@ DISTPRO_INLINE double sum_of(const V& x) {
   return sum;
 }
 
-// Fetches numbers that will be read soon; any address will do.
+// Prefetches numbers that will be read soon; any address is allowed.
 template <typename T>
 DISTPRO_INLINE void prefetch(const T* from, std::int64_t size) {
   const char* bytes = reinterpret_cast<const char*>(from);

@@ -1,4 +1,4 @@
-// OpenMP's threads, or one where the build has none.
+// OpenMP's threads, or a single one in builds without OpenMP.
 #pragma once
 
 #ifdef _OPENMP
@@ -7,7 +7,7 @@
 
 namespace distpro {
 
-// Of a parallel region; follows torch.set_num_threads.
+// Number of threads of a parallel region; follows torch.set_num_threads.
 inline int threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
@@ -16,7 +16,7 @@ inline int threads() {
 #endif
 }
 
-// The number of this one within its region.
+// Index of this thread within its region.
 inline int thread() {
 #ifdef _OPENMP
   return omp_get_thread_num();

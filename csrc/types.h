@@ -5,8 +5,8 @@
 
 namespace distpro {
 
-// Of the maps. Sums, losses, weights, bin means and epsilon have the accumulation type of it:
-// double for float64, float for the others.
+// Type of the maps. Sums, losses, weights, bin means and epsilon have its accumulation type: double
+// for float64, float for the others.
 enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
 
 enum class Distance : int { hcl = 0, l2 = 1, l1 = 2 };

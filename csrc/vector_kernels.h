@@ -2,7 +2,7 @@
 // but storage.h.
 #include "storage.h"
 
-constexpr int kSums = 16;  // of a dot product, side by side
+constexpr int kSums = 16;  // independent partial sums of a dot product
 
 // Products of two floats are exact in a double, so the sum is as good as its inputs.
 template <typename T>

@@ -10,17 +10,17 @@
 
 namespace distpro {
 
-// A pure function of sizes. A tile is {array, first element, elements}; the tiles of an array stand
-// in order (in a dots plan those of other arrays may come between).
+// A pure function of sizes. A tile is {array, first element, elements}; the tiles of an array are
+// in order (in a dots plan those of other arrays may come in between).
 struct VectorPlan {
   Dtype dtype;
   std::vector<std::int64_t> sizes;
-  std::vector<std::int64_t> slot_of;  // dots: to which of `slots` sums an array adds; else empty
+  std::vector<std::int64_t> slot_of;  // dots: which of `slots` sums an array adds to; else empty
   std::int64_t slots;
   std::vector<Tile> tiles;
 };
 
-// right_of: arrays with one number read the same right side, and their tiles alternate.
+// right_of: arrays with the same number share a right side, and their tiles are interleaved.
 VectorPlan dots_plan(Dtype dtype, const std::vector<std::int64_t>& sizes,
                      const std::vector<std::int64_t>& right_of,
                      const std::vector<std::int64_t>& slot_of, std::int64_t slots,
@@ -30,7 +30,7 @@ VectorPlan perturb_plan(Dtype dtype, const std::vector<std::int64_t>& sizes,
 
 // dots[slot] = sum over its arrays of <left, right>.
 struct Dots {
-  const std::uintptr_t* left;  // one address an array, in host memory
+  const std::uintptr_t* left;  // one address per array, in host memory
   const std::uintptr_t* right;
   void* dots;        // acc [slots]
   double* partials;  // workspace [tiles]
@@ -40,7 +40,7 @@ struct Dots {
 // radius / norm of all directions together; 0 where the norm is 0, NaN where it is not finite.
 // float32 and float64 only. The norm is summed in double.
 struct Perturb {
-  const std::uintptr_t* parameters;  // one address an array, in host memory
+  const std::uintptr_t* parameters;  // one address per array, in host memory
   const std::uintptr_t* directions;
   const std::uintptr_t* plus;  // to write
   const std::uintptr_t* minus;

@@ -1,4 +1,4 @@
-// Inner products and perturbations on the CPU; partials are added up in the order of the tiles.
+// Inner products and perturbations on the CPU; partials are added in the order of the tiles.
 #include <cmath>
 #include <cstdlib>
 #include <cstring>

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) dots_kernel(const __grid_constant__ 
   if (threadIdx.x == 0) call.partials[array.slot.first_partial + place.tile] = total;
 }
 
-// Squares in double: those of a float direction then neither overflow nor vanish.
+// Squares in double: those of a float direction then neither overflow nor underflow.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ ArrayCall call) {
   const Place place = locate(call.arrays, call.count, static_cast<int>(blockIdx.x));
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kFinishThreads)
   for (int i = threadIdx.x; i < count; i += kFinishThreads) sum += partials[i];
   const double norm = sqrt(block_sum<kFinishThreads>(sum));
   if (threadIdx.x != 0) return;
-  // Not finite: NaN, whatever the norm is; norm - norm is 0 for finite ones alone.
+  // NaN if the norm is not finite: norm - norm is 0 only for finite norms.
   *epsilon = static_cast<Real>(norm == 0 ? 0 : radius / norm + (norm - norm));
 }
 
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) perturb_kernel(const __grid_constant
   });
 }
 
-// Where the tiles of each array stand in the plan, and how large they are.
+// Where the tiles of each array are in the plan, and how large they are.
 struct Layouts {
   std::vector<Span> spans;
   std::vector<int> tile_elements;
@@ -131,7 +131,7 @@ Layouts layouts_of(const VectorPlan& plan) {
   return layouts;
 }
 
-// Calls run(ArrayCall, blocks) for every launch; fill(Array, its number) sets the addresses.
+// Calls run(ArrayCall, blocks) for every launch; fill(Array, its index) sets the addresses.
 template <typename Fill, typename Run>
 void in_batches(const VectorPlan& plan, const Layouts& layouts,
                 const std::vector<int>& first_partial, double* partials, Fill&& fill, Run&& run) {
@@ -154,7 +154,7 @@ void in_batches(const VectorPlan& plan, const Layouts& layouts,
 
 void pathway_dots(const VectorPlan& plan, const Dots& call, void* stream) {
   const Layouts layouts = layouts_of(plan);
-  // The partials of a slot stand together: its arrays one after another.
+  // The partials of a slot are contiguous: its arrays one after another.
   std::vector<int> order(plan.sizes.size()), first_partial(plan.sizes.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
@@ -167,7 +167,7 @@ void pathway_dots(const VectorPlan& plan, const Dots& call, void* stream) {
     first[plan.slot_of[i] + 1] = next;
   }
   for (std::size_t slot = 1; slot < first.size(); ++slot) {
-    first[slot] = std::max(first[slot], first[slot - 1]);  // one without arrays sums nothing
+    first[slot] = std::max(first[slot], first[slot - 1]);  // a slot without arrays sums nothing
   }
   with_type(plan.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
