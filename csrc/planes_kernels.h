@@ -1,5 +1,5 @@
 // Planes [H, W] with the bins of an HCL, overlapping or not. Included after flat_kernels.h, inside
-// a namespace once per instruction set: no includes.
+// a namespace once per instruction set, hence no includes.
 //
 // Short rows do not fill vectors. So a batch of planes is one flat run wherever the maps are read
 // or written: forward stores the differences, backward expands its offsets beforehand. In between,

@@ -240,7 +240,7 @@ def holdout(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, 
 
 
 def arranged(data: Dataset, eval_split: str = "test", fraction: float = 0.2, samples: int | None = None) -> Dataset:
-    """The data set with the pictures to train on and to evaluate on chosen; they are the same for every seed.
+    """Choose the pictures of `data` to train on and to evaluate on; they are the same for every seed.
 
     eval_split: "validation" holds out `fraction` of the training pictures and evaluates on them.
     samples: train on this many pictures, the same share of each class.

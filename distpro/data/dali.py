@@ -115,7 +115,7 @@ class DaliLoader(Loader):
         return np.frombuffer(self._path(row), np.uint8)
 
     def _check_ends(self, rows: list[int], ends: np.ndarray) -> None:
-        """UserError for a truncated JPEG: DALI may not notice, or fill in what is missing.
+        """UserError for a truncated JPEG: DALI may not notice it, or may fill in what is missing.
 
         ends: uint8 [N, 4], the first two and last two bytes of each file. If a file begins like a JPEG but does not
         end like one, Pillow decides: other bytes may follow the end of a picture.

@@ -48,7 +48,7 @@ def check_dtype(what: str, dtype: torch.dtype, choices: Sequence[torch.dtype] = 
 
 
 def refuse_forward_mode(what: str, tensors: Sequence[Tensor]) -> None:
-    """Raise in forward mode, where PyTorch takes an operator without a rule for a constant: silently zero tangents."""
+    """Raise in forward mode: PyTorch treats an operator without a rule as constant, with tangents silently 0."""
     if forward_ad._current_level < 0:  # not in forward mode; checking 88 tensors took 27 of perturb's 500 us
         return
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
