@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn import IMAGENET, LOADERS, SHARED, save
+from drawn import IMAGENET, LOADERS, SHARED, needs_dali, save
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as TF
@@ -130,6 +130,24 @@ def test_a_picture_of_32_bits_a_pixel_is_refused(tmp_path):
         decoded(os.fsencode(tmp_path / "1.tif"))
 
 
+@needs_dali
+def test_dali_is_not_given_tiffs(tmp_path):
+    """It turned some by 90 degrees, and made others half as bright, without an error."""
+    for name in "ab":
+        for i in range(5):
+            save(tmp_path / name / f"{i}.tif", i)
+    with pytest.raises(UserError, match=r"unlike Pillow \('a/.*tif'\): give --loader torchvision"):
+        create_dataset("folder", tmp_path, loader="dali")
+    assert len(create_dataset("folder", tmp_path, loader="torchvision").train) == 8
+
+
+def test_a_thumbnail_at_the_head_does_not_speak_for_the_rest(tmp_path):
+    for name in "ab":
+        for i in range(10):
+            save(tmp_path / name / f"{i}.jpg", i, size=(300, 200) if i else (64, 64))
+    assert create_dataset("folder", tmp_path).shape == (3, 224, 224)
+
+
 @pytest.mark.parametrize("loader", LOADERS)
 def test_one_pass_at_a_time(photos, loader):
     train = create_dataset("folder", photos, image_size=32, num_workers=0, loader=loader).train
@@ -161,6 +179,7 @@ def test_folders_that_are_none(tmp_path):
     assert len(create_dataset("folder", tmp_path / "set").test) == 1
     save(tmp_path / "set/train/ant/young/0.jpg", 0)
     save(tmp_path / "set/train/ant/.thumbs/0.jpg", 0)  # hidden: no matter
+    (tmp_path / "set/train/ant/no.png").mkdir()  # nor an empty folder, whatever its name
     refused("class folder '.*/ant' holds pictures and a folder 'young' of pictures")
     (tmp_path / "set/train/ant/young").rename(tmp_path / "set/train/__unknown__")
     assert create_dataset("folder", tmp_path / "set").num_classes == 2

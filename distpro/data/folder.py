@@ -20,6 +20,7 @@ from .synthetic import synthetic
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 LOADERS = ("dali", "torchvision", "synthetic")
 EXPECTED = "train/<class>/*.jpg with val/<class>/* (or test), or <class>/*.jpg alone, which is then split 80/20"
+LOOKED_AT = 256  # images over the whole set whose size decides how all are augmented, beside each class's first
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: picture, class and box, separated by tabs
 
 
@@ -38,7 +39,7 @@ def folder(request: Request) -> Dataset:
         return synthetic(request)
     root, name = request.folder(EXPECTED), request.name
     parts = _folders(root)
-    if "train" in parts and not _listed(root / "train"):
+    if "train" in parts and not _inside(root / "train")[0]:
         held = next((part for part in ("val", "test") if part in parts), None)
         if held is None:
             others = [part for part in parts if part != "train"]
@@ -61,6 +62,17 @@ def folder(request: Request) -> Dataset:
     augmentation = _augmentation(root, files, labels, request)
     workers = min(8, _cores()) if request.num_workers is None else request.num_workers
     kind = _pictures(request.loader or default_loader())
+    if kind is not Pictures:
+        tiff = next((file for file in [*files, *test[0]] if file.lower().endswith((b".tif", b".tiff"))), None)
+        if tiff is not None:  # DALI turns, greys or shades some of them otherwise, without an error
+            raise UserError(f"DALI reads some TIFFs unlike Pillow ('{os.fsdecode(tiff)}'): give --loader torchvision")
+    workers = min(8, _cores()) if request.num_workers is None else request.num_workers
+    kind = _pictures(request.loader or default_loader())
+    if kind is not Pictures:
+        tiff = next((file for file in [*files, *test[0]] if file.lower().endswith((b".tif", b".tiff"))), None)
+        if tiff is not None:  # DALI turns, greys or shades some of them otherwise, without an error
+            name = os.fsdecode(tiff)
+            raise UserError(f"DALI does not read every TIFF as Pillow does ('{name}'): give --loader torchvision")
     form = request.dtype, request.channels_last
     train = kind(files, labels, os.fsencode(root), augmentation, request.device, workers, *form)
     held_out = replace(train, files=test[0], labels=test[1])
@@ -99,13 +111,11 @@ def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.nda
     labels: list[int] = []
     for name in names:
         here = os.path.join(part, name)
-        inside = os.listdir(root / here)
-        if not _readable(inside) and (root / here / "images").is_dir():
+        found, folders = _inside(root / here)
+        if not found and "images" in folders:
             here = os.path.join(here, "images")
-            inside = os.listdir(root / here)
-        found = _readable(inside)
-        others = sorted(name for name in {*inside} - {*found} if _counts(name))
-        deeper = next((name for name in others if _listed(root / here / name)), None)
+            found, folders = _inside(root / here)
+        deeper = next((name for name in folders if _inside(root / here / name)[0]), None)
         if found and deeper:
             raise UserError(
                 f"class folder '{root / here}' holds pictures and a folder '{deeper}' of pictures: expected {EXPECTED}"
@@ -121,7 +131,10 @@ def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.nda
 def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndarray, Tensor]:
     """Files and labels listed in Tiny-ImageNet's annotations, in that order."""
     source, pictures = root / part / ANNOTATIONS, root / part / "images"
-    present, index = set(_listed(pictures)), {name: label for label, name in enumerate(classes)}
+    present, index = (
+        set(_inside(pictures)[0] if pictures.is_dir() else ()),
+        {name: label for label, name in enumerate(classes)},
+    )
     files: list[str] = []
     labels: list[int] = []
     for number, line in enumerate(source.read_text().splitlines(), 1):
@@ -138,9 +151,10 @@ def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndar
 
 
 def _augmentation(root: Path, files: np.ndarray, labels: Tensor, request: Request) -> Augmentation:
-    """Chosen from the first picture of each class: small pictures are augmented lightly and keep their size."""
+    """Chosen by the sizes of some pictures: small ones are augmented lightly and keep their size."""
     first = np.unique(labels.numpy(), return_index=True)[1]
-    sizes = {size_of(os.path.join(os.fsencode(root), file)) for file in files[first]}
+    spread = np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)  # one small one may come first
+    sizes = {size_of(os.path.join(os.fsencode(root), file)) for file in files[np.union1d(first, spread)]}
     sides = {side for size in sizes for side in size}
     small = max(sides) <= 64
     image_size = request.image_size
@@ -150,24 +164,20 @@ def _augmentation(root: Path, files: np.ndarray, labels: Tensor, request: Reques
 
 
 def _folders(folder: Path) -> list[str]:
-    """The folders in `folder`, sorted by name, without hidden ones and macOS's __MACOSX."""
+    """The folders in `folder`, which has to be there, sorted by name."""
     if not folder.is_dir():
         raise UserError(f"{absent(folder)}; expected {EXPECTED}")
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and _counts(e.name))
+    return _inside(folder)[1]
 
 
-def _counts(name: str) -> bool:
-    """Whether it is neither hidden nor added by macOS's archiver."""
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _listed(folder: Path) -> list[str]:
-    """The pictures directly in `folder`, sorted by name; none if it does not exist."""
-    return _readable(os.listdir(folder) if folder.is_dir() else [])
-
-
-def _readable(names: list[str]) -> list[str]:
-    return sorted(name for name in names if name.lower().endswith(ENDINGS) and not name.startswith("."))
+def _inside(folder: Path) -> tuple[list[str], list[str]]:
+    """The pictures and the folders directly in `folder`, each sorted by name, without hidden ones and __MACOSX."""
+    files: list[str] = []
+    folders: list[str] = []
+    for entry in os.scandir(folder):
+        if not entry.name.startswith(".") and entry.name != "__MACOSX":
+            (folders if entry.is_dir() else files).append(entry.name)
+    return sorted(name for name in files if name.lower().endswith(ENDINGS)), sorted(folders)
 
 
 def _packed(files: list[str]) -> np.ndarray:
