@@ -181,6 +181,7 @@ def test_folders_that_are_none(tmp_path):
     save(tmp_path / "set/train/ant/.thumbs/0.jpg", 0)  # hidden: no matter
     (tmp_path / "set/train/ant/no.png").mkdir()  # nor an empty folder, whatever its name
     refused("class folder '.*/ant' holds pictures and a folder 'young' of pictures")
+    (tmp_path / "set/train/ant/no.png").rmdir()
     (tmp_path / "set/train/ant/young").rename(tmp_path / "set/train/__unknown__")
     assert create_dataset("folder", tmp_path / "set").num_classes == 2
     shutil.rmtree(tmp_path / "set/train/__unknown__")

@@ -62,17 +62,10 @@ def folder(request: Request) -> Dataset:
     augmentation = _augmentation(root, files, labels, request)
     workers = min(8, _cores()) if request.num_workers is None else request.num_workers
     kind = _pictures(request.loader or default_loader())
-    if kind is not Pictures:
+    if kind is not Pictures:  # DALI turns, greys or shades some TIFFs otherwise, without an error
         tiff = next((file for file in [*files, *test[0]] if file.lower().endswith((b".tif", b".tiff"))), None)
-        if tiff is not None:  # DALI turns, greys or shades some of them otherwise, without an error
+        if tiff is not None:
             raise UserError(f"DALI reads some TIFFs unlike Pillow ('{os.fsdecode(tiff)}'): give --loader torchvision")
-    workers = min(8, _cores()) if request.num_workers is None else request.num_workers
-    kind = _pictures(request.loader or default_loader())
-    if kind is not Pictures:
-        tiff = next((file for file in [*files, *test[0]] if file.lower().endswith((b".tif", b".tiff"))), None)
-        if tiff is not None:  # DALI turns, greys or shades some of them otherwise, without an error
-            name = os.fsdecode(tiff)
-            raise UserError(f"DALI does not read every TIFF as Pillow does ('{name}'): give --loader torchvision")
     form = request.dtype, request.channels_last
     train = kind(files, labels, os.fsencode(root), augmentation, request.device, workers, *form)
     held_out = replace(train, files=test[0], labels=test[1])
@@ -131,10 +124,8 @@ def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.nda
 def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndarray, Tensor]:
     """Files and labels listed in Tiny-ImageNet's annotations, in that order."""
     source, pictures = root / part / ANNOTATIONS, root / part / "images"
-    present, index = (
-        set(_inside(pictures)[0] if pictures.is_dir() else ()),
-        {name: label for label, name in enumerate(classes)},
-    )
+    present = set(_inside(pictures)[0]) if pictures.is_dir() else set()
+    index = {name: label for label, name in enumerate(classes)}
     files: list[str] = []
     labels: list[int] = []
     for number, line in enumerate(source.read_text().splitlines(), 1):
