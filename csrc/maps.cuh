@@ -149,7 +149,7 @@ inline Map map_of(const Pathway& pathway, std::size_t index) {
   constexpr std::int64_t kMost = 1 << 30;
   const auto [n, c, h, w] = pathway.shape;
   require(h < kMaxEdge && w < kMaxEdge && h * w <= kMost / pathway.tile_planes, index,
-          "has planes too large for the CUDA kernels: a tile of them takes 2^30 elements or more");
+          "has planes too large for the CUDA kernels: a tile would have 2^30 elements or more");
   require(c < kMost, index, "has 2^30 channels or more");
   Map map{};
   map.planes = n * c;

@@ -12,7 +12,7 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
                          std::int64_t tile_channels) {
   for (const Layout layout : layouts) {
     if (layout == Layout::channels_last && distance != Distance::hcl) {
-      throw std::invalid_argument("pathway_plan: l2 and l1 take dense maps as planes");
+      throw std::invalid_argument("pathway_plan: l2 and l1 need layout planes, not channels_last");
     }
   }
   PathwayPlan plan{

@@ -28,7 +28,7 @@ def native() -> ModuleType | None:
         sentence = f"the native layer is not in use: {reason}; {REMEDY}"
         if _mode() == "1":
             raise UserError(f"{sentence}, or drop DISTPRO_NATIVE=1")
-        _warn_once(f"{sentence}. The references in PyTorch are right, but slower.")
+        _warn_once(f"{sentence}. Falling back to the PyTorch references, which give the same results but are slower.")
     return module
 
 
@@ -45,7 +45,7 @@ def serves(device_type: str, index: int | None = None) -> bool:
         sentence = f"the native layer has no kernels for {device_type} tensors: {lacking}"
         if _mode() == "1":
             raise UserError(f"{sentence}; build with nvcc at hand, or drop DISTPRO_NATIVE=1")
-        _warn_once(f"{sentence}. The references in PyTorch are right, but slower.")
+        _warn_once(f"{sentence}. Falling back to the PyTorch references, which give the same results but are slower.")
     return not lacking
 
 

@@ -76,7 +76,7 @@ def check(told: Any, filled: Any) -> None:
         _process(filled.process)
         _uses(told, filled)
     if filled.resume and filled.output is None:
-        raise UserError("--resume needs the --output folder that it is to go on with")
+        raise UserError("--resume needs --output, the folder of the run to resume")
     weights = {
         "--teacher zoo:": filled.teacher.startswith(zoo.PREFIX),
         "--teacher-checkpoint": filled.teacher_checkpoint,
@@ -84,7 +84,7 @@ def check(told: Any, filled: Any) -> None:
     }
     given = [name for name, value in weights.items() if value]
     if len(given) > 1:
-        raise UserError(f"{given[0]} and {given[1]} exclude each other")
+        raise UserError(f"{given[0]} and {given[1]} are mutually exclusive")
 
 
 def _limits(filled: Any) -> None:
@@ -115,13 +115,13 @@ def _process(name: str) -> None:
 def _uses(told: Any, filled: Any) -> None:
     """Raise a `UserError` for an option that the chosen search does not use."""
     if filled.process == "online":
-        names, why = OFFLINE, "is of a distillation whose process is known: not of --process online"
+        names, why = OFFLINE, "is not supported with --process online"
         if filled.search_by == "trials":
-            raise UserError("--search-by trials is of a search before the distillation: not of --process online")
+            raise UserError("--search-by trials is not supported with --process online, which searches by gradient")
     elif filled.process == "search":
         trials = filled.search_by == "trials"
         names, other = (BY_GRADIENT, "gradient") if trials else (BY_TRIALS, "trials")
-        why = f"is of a search by {other}, not by {filled.search_by}: give --search-by {other}"
+        why = f"only applies to a search by {other}: give --search-by {other}"
     else:
         return
     for name in names:

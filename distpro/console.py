@@ -47,7 +47,7 @@ class Console(Observer):
             self.bars.add_task(name, total=steps, completed=done, rate="")
             self.bars.start()
         elif done:
-            self.say(f"{name}: {done} of {steps} steps were done before")
+            self.say(f"{name}: {done} of {steps} steps are already done")
 
     def advance(self) -> None:
         self.done += 1

@@ -73,9 +73,9 @@ class Distiller(nn.Module):
         else:
             raise UserError(f"method {method!r}: expected a name ({', '.join(METHODS)}) or a subclass of Method")
         if task is not None and label_smoothing:
-            raise UserError("label_smoothing is of the cross-entropy: a task of your own has none")
+            raise UserError("label_smoothing only applies to the default cross-entropy, not to a custom task")
         if isinstance(task, nn.Module) and [*task.parameters()]:
-            raise UserError(f"{type(task).__name__} has parameters, which nobody would train: put it into a Method")
+            raise UserError(f"{type(task).__name__} has parameters, which would not be trained: use a Method instead")
         if process is not None:
             if not isinstance(process, Process):
                 raise UserError(
@@ -92,7 +92,7 @@ class Distiller(nn.Module):
         self.teacher = None
         if teacher is not None and kind.needs_teacher:
             if any(p.requires_grad for p in {*student.parameters()} & {*teacher.parameters()}):
-                raise UserError("teacher and student share parameters that are trained: copy.deepcopy one of them")
+                raise UserError("teacher and student share trainable parameters: copy.deepcopy one of them")
             self.teacher = Teacher(teacher, image, teacher_layers, pooled, precision, kind.reads_maps)
             kept = [*self.teacher.named_parameters(), *self.teacher.named_buffers()]
             self._ddp_params_and_buffers_to_ignore = [f"teacher.{name}" for name, _ in kept]  # read by DDP
@@ -133,7 +133,7 @@ class Distiller(nn.Module):
                 terms = self.method(output, taught and taught(), y, moment)
                 task = self.task(output.logits, y)
         if "loss" in terms or "task" in terms:
-            raise UserError(f"{type(self.method).__name__} names a term of its own 'loss' or 'task': those are taken")
+            raise UserError(f"{type(self.method).__name__} returns a term named 'loss' or 'task', which are reserved")
         return {"loss": sum(terms.values(), self.method.task_weight * task), "task": task, **terms}
 
     def validation_loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -146,13 +146,13 @@ class Distiller(nn.Module):
             if self.method.steady:
                 return 1.0
             raise UserError(
-                "say where the training stands, by which the losses are weighed: Distiller(..., steps=N), or "
+                "the loss weights depend on the progress of the training: pass Distiller(..., steps=N) or "
                 "distiller(x, y, progress=...)"
             )
         progress = min(1.0, self.calls / max(1, self.steps - 1))
         self.calls += self.training
         if self.training and self.calls == self.steps + 1:
-            warnings.warn(f"more training calls than steps={self.steps}: the last weights stay", stacklevel=4)
+            warnings.warn(f"more training calls than steps={self.steps}: the last loss weights are kept", stacklevel=4)
         return progress
 
     def get_extra_state(self) -> Tensor:

@@ -86,7 +86,7 @@ def cuda() -> Facts:
     import torch
 
     if not torch.cuda.is_available():
-        return {"devices": "none that torch can use"}
+        return {"devices": "none usable by torch"}
     facts: Facts = {}
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

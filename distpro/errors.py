@@ -30,7 +30,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """
     choices = sorted(choices)
     if not choices:
-        return UserError(f"unknown {kind} '{name}': there is none yet")
+        return UserError(f"unknown {kind} '{name}': none exists yet")
     close = nearest(name, choices)
     if close:
         return UserError(f"unknown {kind} '{name}': did you mean {' or '.join(repr(c) for c in close)}?")

@@ -155,8 +155,8 @@ class Features(nn.Module):
             if not close(self.model(x), whole, 0.01):
                 return  # a forward that draws random numbers does not even match itself
         raise UserError(
-            f"{type(self.model).__name__} has a forward that gives other logits than its forward_intermediates and "
-            "forward_head, by which its maps are read: name the layers to read instead"
+            f"{type(self.model).__name__} gives other logits by its forward than by forward_intermediates and "
+            "forward_head, which are used to read its maps: name the layers to read instead"
         )
 
     @contextmanager
@@ -171,7 +171,9 @@ class Features(nn.Module):
             raise
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise UserError(f"{type(self.model).__name__} does not run on pictures {list(image)}: {reason}") from error
+            raise UserError(
+                f"{type(self.model).__name__} does not run on images of shape {list(image)}: {reason}"
+            ) from error
 
 
 class Teacher(Features):
@@ -251,11 +253,11 @@ def _stream_beside(device: torch.device) -> torch.cuda.Stream:
 def _refuse_wrapped(model: nn.Module) -> None:
     """Raise a `UserError` for a wrapper (DDP, torch.compile) that reading the maps would bypass."""
     if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
-        raise UserError(f"the network is in a {type(model).__name__}: give the plain one, and wrap the Distiller")
+        raise UserError(f"the network is in a {type(model).__name__}: pass the plain one, and wrap the Distiller")
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise UserError(
-            f"{type(model).__name__} is compiled, and its maps are read where that does not reach: give the plain "
-            "network (Distiller(..., compile=True) has the student compiled)"
+            f"{type(model).__name__} is compiled, but reading its maps bypasses the compiled forward: give the plain "
+            "network (Distiller(..., compile=True) compiles the student)"
         )
 
 

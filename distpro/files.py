@@ -21,7 +21,7 @@ def check_writable(folder: Path) -> None:
     if not there.is_dir():
         raise UserError(f"cannot write to '{folder}': '{there}' is a file")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to '{folder}': no permission for '{there}', or a file system that is read only")
+        raise UserError(f"cannot write to '{folder}': no permission for '{there}', or a read-only file system")
 
 
 @contextmanager

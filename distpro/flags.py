@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
         words = [*as_flags(values, str(file)), *words]
     config = tyro.cli(Config, prog=f"python -m {program}", args=_capital(words))
     if config.dry_run and program != "distpro.train":
-        raise UserError(f"--dry-run is of distpro.train, not of {program}")
+        raise UserError(f"--dry-run is only supported by distpro.train, not by {program}")
     if program == "distpro.search":  # whatever a training's file says: no other method has to fit the pair
         config = replace(config, method="distpro", process="search")
     return fill(config)

@@ -58,9 +58,9 @@ def search_by_gradient(
     options: of `Distiller` (kd_weight, transforms, pathways, pooled, precision, student_layers, sync_bn, task, ...).
     """
     if recipe.grad_accum_steps > 1:
-        raise UserError("--grad-accum-steps is of the distillation: a search by gradient takes whole batches")
+        raise UserError("--grad-accum-steps only applies to the distillation: a search by gradient takes whole batches")
     if recipe.ema is not None:
-        raise UserError("--ema is of the distillation: a search by gradient has no use for an average")
+        raise UserError("--ema only applies to the distillation, not to a search by gradient")
     shape = picture_shape(train, image)
     picture_shape(validation, shape)  # fails if there is no batch
     options = {"label_smoothing": recipe.label_smoothing} | options

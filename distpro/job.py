@@ -64,7 +64,7 @@ class Job:
         self.data = arranged(whole, config.eval_split, samples=config.train_samples)
         unseen = int((torch.bincount(self.data.train.labels, minlength=self.data.num_classes) == 0).sum())
         if unseen:
-            console.warn(f"{unseen} of {self.data.num_classes} classes have no picture to train on")
+            console.warn(f"{unseen} of {self.data.num_classes} classes have no training image")
         name, weights = config.teacher, config.teacher_checkpoint
         if name.startswith(zoo.PREFIX):
             weights, name = zoo.find("teacher", name), name.rpartition("/")[2]
@@ -81,15 +81,15 @@ class Job:
         for role, reader in readers.items():
             if reader.classes != self.data.num_classes:
                 raise UserError(
-                    f"the {role} {getattr(config, role)} tells {reader.classes} classes apart, "
-                    f"{self.data.name} has {self.data.num_classes}"
+                    f"the {role} {getattr(config, role)} has {reader.classes} classes, but {self.data.name} has "
+                    f"{self.data.num_classes}"
                 )
         for side in config.size_schedule:
             for role, reader in readers.items():
                 try:
                     reader.check((self.data.shape[0], side, side))
                 except UserError as error:
-                    raise UserError(f"--size-schedule {side} does not suit the {role}: {error}") from error
+                    raise UserError(f"--size-schedule {side} does not work with the {role}: {error}") from error
         if config.method == "all" or METHODS[config.method].reads_maps:
             for reader in readers.values():
                 reader.need_stages()
@@ -119,7 +119,7 @@ class Job:
         theirs = {name: facts[name] for name in ("mean", "std") if name in facts}
         if theirs and theirs != self.normalised():
             flags = " ".join(f"{flag(name)} {value}" for name, value in theirs.items())
-            raise UserError(f"'{where}' has learned from pictures that were normalised otherwise: give {flags}")
+            raise UserError(f"'{where}' was trained on images normalised differently: give {flags}")
 
     # -- what the configuration names ------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Job:
     def _loader(self, split: Split, seed: int, augment: bool, drop_last: bool) -> Loader:
         ranks, batch = parallel.world_size(), self.config.batch_size
         if batch % ranks:
-            raise UserError(f"--batch-size is that of all processes together: {batch} cannot be shared by {ranks}")
+            raise UserError(f"--batch-size {batch}, over all processes, is not divisible by their number, {ranks}")
         loader = split.loader(batch // ranks, shuffle=True, augment=augment, seed=seed, drop_last=drop_last)
         return loader.shard(parallel.rank(), ranks)
 
@@ -164,7 +164,7 @@ class Job:
         channels, size = self.data.shape[0], self.data.shape[1]
         model = own_network(name, role, self.data.num_classes, channels)
         if model is not None and pretrained:
-            raise UserError(f"--teacher-pretrained is of timm's networks: give --teacher-checkpoint for {name}")
+            raise UserError(f"--teacher-pretrained is only for timm's networks: give --teacher-checkpoint for {name}")
         if model is None:
             model = create_model(name, self.data.num_classes, channels, pretrained, size)
         return model.to(self.device)

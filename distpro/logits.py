@@ -33,7 +33,7 @@ def dkd(
         (ResNet56 -> ResNet20) and 6 (WRN-40-2 -> WRN-16-2) to 8.
     """
     if target.ndim != 1:
-        raise UserError(f"DKD tells the true class from the others: expected classes [N], got {list(target.shape)}")
+        raise UserError(f"DKD needs class labels: expected [N], got {list(target.shape)}")
     true = target[:, None]
     others = torch.arange(student.shape[1] - 1, device=student.device).expand(len(student), -1)
     others = others + (others >= true)  # every class but the true one; indexing by a mask would synchronise

@@ -60,13 +60,13 @@ def picture_shape(loader: Any, image: Sequence[int] | None = None) -> tuple[int,
     if not hasattr(loader, "__len__"):
         raise UserError(f"a {type(loader).__name__} has no length: {expected}")
     if not len(loader):
-        raise UserError(f"there is no batch: {expected}")
+        raise UserError(f"the loader is empty: {expected}")
     if image is None:
         batches = iter(loader)
         if batches is loader:
             raise UserError(
-                f"a {type(loader).__name__} is its own iterator, and a look at its first batch may lose that: "
-                "say image=(C, H, W), and let it begin anew at every epoch"
+                f"a {type(loader).__name__} is its own iterator, so looking at its first batch may lose it: pass "
+                "image=(C, H, W), and a loader that restarts at every epoch"
             )
         batch = next(batches)
         parts = (
@@ -106,7 +106,9 @@ def fit(
     """
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         # its cache would keep 16-bit copies of the weights, so that a step would not see the update of the one before
-        raise UserError("a training inside torch.autocast: give it precision=Precision(amp=torch.bfloat16) instead")
+        raise UserError(
+            "training inside torch.autocast is not supported: give it precision=Precision(amp=torch.bfloat16) instead"
+        )
     observer = observer or Observer()
     history: list[dict[str, float]] = []
     if resume and checkpoint is not None and parallel.is_file(checkpoint):
@@ -175,7 +177,7 @@ def _epoch(
             _finite(float(sums["loss"]), where)
         observer.advance()
     if not counts:
-        raise UserError(f"the loader has no batches left ({where}): expected one that begins anew at every epoch")
+        raise UserError(f"the loader has no batches left ({where}): expected one that restarts at every epoch")
     parallel.all_reduce_mean(sums.values())
     means = {f"train_{name}": float(value) / counts[name] for name, value in sums.items()}
     _finite(means["train_loss"], where)
@@ -203,7 +205,7 @@ class _Batches:
 
 def _finite(loss: float, where: str) -> None:
     if not math.isfinite(loss):
-        raise UserError(f"the loss is not finite any more ({where}): lower --lr or --kd-weight")
+        raise UserError(f"the loss is no longer finite ({where}): lower --lr or --kd-weight")
 
 
 def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]]) -> None:
@@ -223,7 +225,7 @@ def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, f
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if len(state["rng"]) != parallel.world_size():
-            raise UserError(f"it is of a job of {len(state['rng'])} processes, not {parallel.world_size()}")
+            raise UserError(f"it was saved by {len(state['rng'])} processes, this job has {parallel.world_size()}")
         step.load_state_dict(state["step"])
         scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"][parallel.rank()].clone())  # of a view, torch 2.14 reads data outside it

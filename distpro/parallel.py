@@ -73,8 +73,8 @@ def _reduced(tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
     except RuntimeError as error:
         raise UserError(
-            f"rank {rank()} of {world_size()} lost another process of the job, whose own message says why; "
-            f"--resume goes on from the last whole epoch ({str(error).splitlines()[0]})"
+            f"rank {rank()} of {world_size()} lost another process of the job (see its own message); "
+            f"--resume continues from the last complete epoch ({str(error).splitlines()[0]})"
         ) from error
     return tensor
 
@@ -138,8 +138,8 @@ def settle(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
     sums = torch.stack([value.double().sum() for value in values])
     if not bool((all_gather(sums) == sums.cpu()).all()):
         raise UserError(
-            f"rank {rank()}: the networks of the {world_size()} processes are not the same; every process has to make "
-            "them from the same seed, before it draws anything of its own"
+            f"rank {rank()}: the networks of the {world_size()} processes are not the same: create them from the same "
+            "seed on every rank, before any random numbers of the rank's own"
         )
 
 
@@ -214,7 +214,7 @@ def convert_sync_batchnorm(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             if type(part).forward not in KNOWN and type(part).__name__ not in ("BatchNormAct2d", "SyncBatchNormAct"):
-                raise UserError(f"--sync-bn: the {type(part).__name__} of this network has a forward of its own")
+                raise UserError(f"--sync-bn: the {type(part).__name__} of this network overrides forward")
             if is_parametrized(part):  # its class defines how its weight is computed
                 raise UserError("--sync-bn: a BN of this network is parametrised (torch.nn.utils.parametrize)")
             part.__class__ = SyncBatchNorm

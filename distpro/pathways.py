@@ -71,7 +71,7 @@ def all_pathways(
         if len(set(named)) < len(named):
             raise UserError(f"a {what} is named twice: {' '.join(named)}")
     if not transforms and not logits:
-        raise UserError(f"no transform and no logit pathway: expected transforms of {', '.join(TRANSFORMS)}")
+        raise UserError(f"no transform and no logit pathway: expected transforms from {', '.join(TRANSFORMS)}")
     features = [
         Pathway(t, s, kind)
         for t in range(1, teacher_stages + 1)

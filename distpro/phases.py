@@ -34,14 +34,14 @@ def prepare_teacher(job: Job) -> Metrics:
         _train_teacher(job)
     metrics = Classification().evaluate(job.teacher, job.test)
     top = f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %"
-    console.say(f"teacher {config.teacher}: {top} on the {config.eval_split} pictures")
+    console.say(f"teacher {config.teacher}: {top} on the {config.eval_split} images")
     if config.teacher_precision is not None:
         _check_precision(job, metrics)
     chance = 100 / job.data.num_classes
     if metrics.top1 - chance < min(chance, NEAR_CHANCE * (100 - chance)):
         console.warn(
-            f"the teacher's top-1 of {metrics.top1:.2f} % is near chance ({chance:.2f} %): are its checkpoint, "
-            f"its classes and the normalisation of its pictures those it was trained with?"
+            f"the teacher's top-1 of {metrics.top1:.2f} % is near chance ({chance:.2f} %): check its "
+            f"checkpoint, the order of its classes and the normalisation of the images"
         )
     return metrics
 
@@ -50,7 +50,7 @@ def _train_teacher(job: Job) -> None:
     config, recipe = job.config, job.config.student_recipe(job.config.teacher_epochs)
     how = "training"
     if config.teacher_pretrained:
-        how = "its published weights tell other classes apart: fine-tuning"
+        how = "its published weights are for other classes: fine-tuning"
         recipe = replace(recipe, lr=FINE_TUNING * recipe.lr)
     job.console.say(f"{how} the teacher {config.teacher} first ({config.teacher_epochs} epochs)")
     distill(
@@ -74,7 +74,7 @@ def _check_precision(job: Job, full: Metrics) -> None:
     config = job.config
     reader = Teacher(job.teacher, job.data.shape, config.teacher_layers, config.pooled, config.precision())
     top1 = Classification().evaluate(reader, job.test).top1
-    sentence = f"as it will run, folded in {config.teacher_precision}: top-1 {top1:.2f} %"
+    sentence = f"as it will run, with folded BN in {config.teacher_precision}: top-1 {top1:.2f} %"
     if full.top1 - top1 > MOST_LOST:
         job.console.warn(f"{sentence}, {full.top1 - top1:.2f} points below float32: leave --teacher-precision out")
     else:
@@ -165,7 +165,7 @@ def run_method(job: Job, method: str, process: Process | None = None) -> dict[st
     folder = job.folder / method if config.method == "all" else job.folder
     history: list[dict[str, float]] = []
     if method == "distpro" and config.process == "online":
-        job.console.say("the process is learned online: a part of the training pictures judges it")
+        job.console.say("the process is learned online and validated on a held-out part of the training images")
         options = {"checkpoint": folder / "last.pt", "test": job.test, "history": history, "name": "online"}
         process = _by_gradient(job, student, config.student_recipe(), **options)
         process.save(job.folder / "process.safetensors")

@@ -169,10 +169,10 @@ class Process:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise UserError(f"'{path}' is no process: its header lacks format = {FORMAT}")
+                    raise UserError(f"'{path}' is not a process file: its header lacks format = {FORMAT}")
                 if int(metadata["version"]) > VERSION:
                     raise UserError(
-                        f"'{path}' is of version {metadata['version']}, this distpro reads up to {VERSION}: update it"
+                        f"'{path}' has version {metadata['version']}, this distpro reads up to {VERSION}: update it"
                     )
                 header = json.loads(metadata["process"])
                 z = file.get_tensor("z")

@@ -38,7 +38,7 @@ def check_folder(folder: Path, config: Config) -> None:
     check_writable(folder)
     there = (folder / "args.yaml").exists()
     if there and not config.resume:
-        raise UserError(f"'{folder}' holds a run already: --resume it, or choose another --output")
+        raise UserError(f"'{folder}' already contains a run: --resume it, or choose another --output")
     if there:
         same_run(folder, config)
 
@@ -59,7 +59,7 @@ def same_run(folder: Path, config: Config) -> None:
         # flags newer than the run are ignored
         if name in theirs and name not in ELSEWHERE and theirs[name] != value:
             raise UserError(
-                f"'{folder}' was begun with {name} = {theirs[name]}, not {value}: "
+                f"'{folder}' was started with {name} = {theirs[name]}, not {value}: "
                 f"resume it as it was, or choose another --output"
             )
 

@@ -65,7 +65,7 @@ class Runner:
     def __call__(self) -> list[Run]:
         """Execute the runs that are not done and return those that failed; a signal terminates the subprocesses."""
         if self.done:
-            self.say(f"{len(self.done)} of {len(self.runs)} runs were done before")
+            self.say(f"{len(self.done)} of {len(self.runs)} runs are already done")
         before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         threads = [threading.Thread(target=self._work, args=(place,)) for place in self.places]
         try:
@@ -77,7 +77,7 @@ class Runner:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.stopped:
-            raise KeyboardInterrupt("call again to go on")
+            raise KeyboardInterrupt("run the command again to continue")
         return self.failed
 
     def _stop(self, number: int, frame: Any) -> None:
@@ -93,7 +93,7 @@ class Runner:
                     if any(need in {r.folder for r in self.failed} for need in run.needs):
                         self.waiting.remove(run)
                         self.failed.append(run)
-                        self.say(f"{run.name}: left out, since what it needs failed")
+                        self.say(f"{run.name}: skipped, because a run that it depends on failed")
                         break
                     if all(need in self.done for need in run.needs):
                         self.waiting.remove(run)

@@ -74,7 +74,7 @@ class SearchStep(PlannedStep):
     ) -> None:
         method, teacher = distiller.method, distiller.teacher
         if type(method) is not DistPro or teacher is None:
-            raise UserError(f"a search is of the pathways of method distpro, not of {type(method).__name__}")
+            raise UserError(f"a search needs method distpro and a teacher, got method {type(method).__name__}")
         if hypergradient not in HYPERGRADIENTS:
             raise unknown("hypergradient", hypergradient, HYPERGRADIENTS)
         if normalisation not in NORMALISATIONS:
@@ -139,9 +139,9 @@ class SearchStep(PlannedStep):
 
     def why_eager(self) -> str | None:
         if self.hypergradient != "exact":
-            return f"hypergradient {self.hypergradient} sets the state of the random numbers"
+            return f"hypergradient {self.hypergradient} resets the random number generators"
         if self.draws:  # from torch's generators; draws from Python's or numpy's are neither seen nor repeated
-            return "the student draws random numbers (dropout), and the hypergradient has to draw the same"
+            return "the student draws random numbers (dropout), and the hypergradient has to repeat them"
         return super().why_eager()
 
     def _train_step(self, x: Tensor, y: Tensor, scale: Tensor) -> TrainPass:
@@ -276,7 +276,7 @@ def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in itertools.islice(loader, step, None):
             yield batch
         if batch is None:
-            raise UserError("the validation batches have run out: expected a loader that begins anew at every epoch")
+            raise UserError("the validation batches have run out: expected a loader that restarts at every epoch")
         epoch, step = epoch + 1, 0
 
 

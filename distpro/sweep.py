@@ -107,7 +107,9 @@ class Sweep:
             if run.labels == labels:
                 return
             both = " and ".join("-".join(map(str, one.values())) for one in (run.labels, labels))
-            raise UserError(f"{both} would share the folder '{folder}': give them labels that differ in letters")
+            raise UserError(
+                f"{both} would share the folder '{folder}': give them labels that differ in letters or digits"
+            )
         needs = []
         for flag, kind, file in (
             ("teacher_checkpoint", "teachers", "student.safetensors"),
@@ -134,7 +136,7 @@ class Sweep:
         for run in self.runs:
             config = run.config()
             if run.labels and config.method == "all":
-                raise UserError(f"a run of '{self.config}' has every method at once: give it flags or an axis 'method'")
+                raise UserError(f"a run of '{self.config}' has every method at once: give it one, or an axis 'method'")
             if (run.folder / "args.yaml").is_file():
                 same_run(run.folder, config)
 
@@ -228,7 +230,10 @@ def main() -> None:
     if arguments.figure is not None:
         save_figure(sweep_figure(arguments.csv or sweep.rows(), sweep.axes), arguments.figure)
     if failed:
-        print(f"distpro: {len(failed)} of {len(sweep.runs)} runs failed; call again to try them again", file=sys.stderr)
+        print(
+            f"distpro: {len(failed)} of {len(sweep.runs)} runs failed; run the command again to retry them",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

@@ -29,7 +29,7 @@ def train(config: Filled, command: str = "") -> dict[str, Any]:
     console = Console()
     job = Job(config, console)
     if config.resume and not (job.folder / "args.yaml").is_file():
-        console.warn(f"--resume: '{job.folder}' holds no run yet, this one begins")
+        console.warn(f"--resume: '{job.folder}' contains no run yet: starting one")
     open_folder(job.folder, job.config)
     console.say(
         f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} {config.eval_split} pictures "
@@ -47,7 +47,7 @@ def train(config: Filled, command: str = "") -> dict[str, Any]:
             rows.append(row)
             write_summary(job.folder, rows)
 
-    length = f"{config.epochs} epochs" + (f" broken off after {config.max_steps} steps" if config.max_steps else "")
+    length = f"{config.epochs} epochs" + (f" stopped after {config.max_steps} steps" if config.max_steps else "")
     title = f"{config.student} on {job.data.name}, {length}, seed {config.seed}"
     if teacher is not None:
         title = f"{config.teacher} -> {title}"

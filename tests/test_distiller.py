@@ -104,7 +104,7 @@ def test_a_method_with_moments_of_its_own_must_hear_where_it_stands():
             return super().moment(progress)._replace(weights=torch.tensor([progress]))
 
     distiller = Distiller(*networks(), image=IMAGE, method=Growing)
-    with pytest.raises(UserError, match="say where the training stands"):
+    with pytest.raises(UserError, match="the loss weights depend on the progress"):
         distiller(*batch())
     distiller(*batch(), progress=0.5)
 
@@ -119,13 +119,13 @@ def test_a_task_of_ones_own():
     distill(student, teacher, [(x, several)], Recipe(1), method="kd", task=nn.BCEWithLogitsLoss())
     with pytest.raises(UserError, match="label_smoothing is of the cross-entropy"):
         Distiller(student, teacher, image=IMAGE, method="kd", task=nn.BCEWithLogitsLoss(), label_smoothing=0.1)
-    with pytest.raises(UserError, match=r"accuracy is of classes \[N\], the targets to test with are \[4, 10\]"):
+    with pytest.raises(UserError, match=r"accuracy needs classes \[N\], the test targets are \[4, 10\]"):
         distill(
             student, teacher, [(x, several)], Recipe(1), method="kd", task=nn.BCEWithLogitsLoss(), test=[(x, several)]
         )
 
     search = {"task": nn.BCEWithLogitsLoss(), "test": [(x, several)]}
-    with pytest.raises(UserError, match=r"accuracy is of classes \[N\], the targets to test with are \[4, 10\]"):
+    with pytest.raises(UserError, match=r"accuracy needs classes \[N\], the test targets are \[4, 10\]"):
         search_by_gradient(student, teacher, [(x, several)], [(x, several)], Recipe(1), **search)
 
     class Scaled(nn.Linear):
@@ -156,7 +156,7 @@ def test_mixed_labels_are_probabilities():
     task = Distiller(student, teacher, image=IMAGE, method="kd").eval()(x, mixed)["task"]
     torch.testing.assert_close(task, -(mixed * student(x).log_softmax(1)).sum(1).mean())
     distiller = Distiller(student, teacher, image=IMAGE, transforms="", logit_pathways=["DKD"])
-    with pytest.raises(UserError, match=r"DKD tells the true class.*expected classes \[N\], got \[4, 10\]"):
+    with pytest.raises(UserError, match=r"DKD needs class labels: expected \[N\], got \[4, 10\]"):
         distiller(x, mixed, progress=1.0)
 
 

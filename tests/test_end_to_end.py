@@ -74,7 +74,7 @@ def same_after_two_deaths(tmp_path, *words):
     assert not (torn / "process.safetensors").exists()
     said = killed_in_the_second_epoch(begun(*words, torn, "--resume"), "distpro", signal.SIGTERM)
     assert "teacher: " in said
-    assert "search: " in said  # of so many steps were done before
+    assert "search: " in said  # of so many steps are already done
     assert not (torn / "student.safetensors").exists()
     (torn / ".last.pt.abc.part").touch()  # what a death while saving leaves
     result = finished(begun(*words, torn, "--resume"))

@@ -185,7 +185,7 @@ def test_calls_beyond_the_steps_are_told_once():
         warnings.simplefilter("error")
         for _ in range(2):
             distiller(x, y)
-    with pytest.warns(UserWarning, match="more training calls than steps=2: the last weights stay"):
+    with pytest.warns(UserWarning, match="more training calls than steps=2: the last loss weights are kept"):
         distiller(x, y)
 
 

@@ -79,7 +79,7 @@ from distpro.tasks import Classification, Metrics
         (["--teacher", "drawn_networks:of_5", "--teacher-pretrained"], "--teacher-pretrained is of timm's networks"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
         (["--device", "gpu"], "--device gpu cannot be used, expected cpu, cuda or cuda:N"),
-        (["--student", "drawn_networks:of_5"], "the student drawn_networks:of_5 tells 5 classes apart, digits has 10"),
+        (["--student", "drawn_networks:of_5"], "the student drawn_networks:of_5 has 5 classes, but digits has 10"),
         (
             ["--method", "reviewkd", "--student-layers", "block1", "block3"],
             "reviewkd compares stage with stage: the teacher has 4",
@@ -116,7 +116,7 @@ def test_a_dry_run_checks_and_tells_every_value(tmp_path, capsys, monkeypatch):
     assert "larger than" in mistake("--dry-run", "--batch-size", "5000")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/args.yaml").write_text("")
-    assert "holds a run already" in mistake("--dry-run", "--output", tmp_path / "out")
+    assert "already contains a run" in mistake("--dry-run", "--output", tmp_path / "out")
     with pytest.raises(UserError, match=r"--dry-run is of distpro\.train"):
         distpro.flags.parse(["--dry-run"], "distpro.profile")
 
@@ -227,7 +227,7 @@ def test_classes_without_a_training_picture_are_counted(tmp_path, capsys, monkey
     ]
     words += ["--batch-size", "2", "--device", "cpu", "--method", "none"]
     distpro.job.Job(distpro.flags.parse(words), distpro.job.Console())
-    sentence = "2 of 10 classes have no picture to train on"  # a fifth is to test with
+    sentence = "2 of 10 classes have no training image"  # a fifth is to test with
     assert sentence in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["distpro.train", *words, "--dry-run"])
     distpro.train.main()
@@ -242,7 +242,7 @@ def test_an_own_function_hears_of_classes_and_channels():
 
 
 def test_resume_needs_a_folder():
-    assert mistake("--resume") == "--resume needs the --output folder that it is to go on with"
+    assert mistake("--resume") == "--resume needs --output, the folder of the run to resume"
 
 
 def test_a_method_that_does_not_fit_the_pair_is_left_out_of_all(capsys):
@@ -295,7 +295,7 @@ def test_unknown_flags_and_values_name_the_nearest():
 
 def test_a_loss_that_is_not_finite(tmp_path):
     said = mistake(*SHORT, "--method", "none", "--lr", "1e30", "--output", tmp_path / "out")
-    assert said == "the loss is not finite any more (none, epoch 1): lower --lr or --kd-weight"
+    assert said == "the loss is no longer finite (none, epoch 1): lower --lr or --kd-weight"
 
 
 def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):

@@ -33,13 +33,13 @@ def test_a_compiled_network_is_refused_where_its_maps_are_read():
 
 def test_a_network_in_data_parallel_is_told_where_that_belongs():
     student, teacher = networks()
-    with pytest.raises(UserError, match="in a DataParallel: give the plain one, and wrap the Distiller"):
+    with pytest.raises(UserError, match="in a DataParallel: pass the plain one, and wrap the Distiller"):
         Distiller(nn.DataParallel(student), teacher, image=IMAGE)
 
 
 def test_teacher_and_student_are_two():
     student, teacher = networks()
-    with pytest.raises(UserError, match=r"share parameters that are trained: copy.deepcopy"):
+    with pytest.raises(UserError, match=r"share trainable parameters: copy.deepcopy"):
         Distiller(student, student, image=IMAGE)
     student.fc = teacher.fc = nn.Linear(64, 10).requires_grad_(False)  # as SimKD has it
     student.forward_head(torch.zeros(1, 64, 4, 4))
@@ -77,7 +77,7 @@ def test_a_forward_beside_the_parts_that_are_read_is_seen():
     plain = type(student).forward
     own = type("Scaled", (type(student),), {"forward": lambda self, x: 2 * plain(self, x)})
     student.__class__ = own
-    with pytest.raises(UserError, match="Scaled has a forward that gives other logits than its forward_intermediates"):
+    with pytest.raises(UserError, match="Scaled gives other logits by its forward than by forward_intermediates"):
         Features(student, IMAGE)
     nn.init.normal_(student.fc.weight, std=1e-6)  # as small as those of some networks of timm
     nn.init.zeros_(student.fc.bias)

@@ -192,7 +192,7 @@ def test_a_normalisation_with_a_forward_of_its_own_is_refused():
         def forward(self, x):
             return 3 * super().forward(x)
 
-    with pytest.raises(UserError, match="--sync-bn: the Louder of this network has a forward of its own"):
+    with pytest.raises(UserError, match="--sync-bn: the Louder of this network overrides forward"):
         parallel.convert_sync_batchnorm(nn.Sequential(Louder(3)))
     with pytest.raises(UserError, match="--sync-bn: a BN of this network is parametrised"):
         parallel.convert_sync_batchnorm(

@@ -126,7 +126,7 @@ def test_16_bits_a_pixel_are_as_bright_as_8(tmp_path, loader):
 
 def test_a_picture_of_32_bits_a_pixel_is_refused(tmp_path):
     Image.fromarray(np.ones((20, 20), np.float32)).save(tmp_path / "1.tif")
-    with pytest.raises(UserError, match=r"1\.tif': it has 32 bits a pixel, expected 8 or 16"):
+    with pytest.raises(UserError, match=r"1\.tif': it has 32 bits per pixel, expected 8 or 16"):
         decoded(os.fsencode(tmp_path / "1.tif"))
 
 
@@ -155,7 +155,7 @@ def test_one_pass_at_a_time(photos, loader):
     first = iter(loader)
     next(first)
     next(iter(loader))
-    with pytest.raises(RuntimeError, match="this pass is over"):
+    with pytest.raises(RuntimeError, match="this iterator is no longer valid"):
         next(first)
 
 

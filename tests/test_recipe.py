@@ -230,9 +230,9 @@ def test_an_epoch_is_kept_where_its_evaluation_fails(tmp_path):
 
 def test_a_search_by_gradient_refuses_parts():
     model = create_model("resnet8", 10, 1)
-    with pytest.raises(UserError, match="--grad-accum-steps is of the distillation"):
+    with pytest.raises(UserError, match="--grad-accum-steps only applies to the distillation"):
         search_by_gradient(model, model, [], [], Recipe(1, grad_accum_steps=2))
-    with pytest.raises(UserError, match="--ema is of the distillation"):
+    with pytest.raises(UserError, match="--ema only applies to the distillation"):
         search_by_gradient(model, model, [], [], Recipe(1, ema=0.9))
 
 

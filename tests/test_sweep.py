@@ -66,7 +66,7 @@ def test_a_sweep_is_killed_and_goes_on(tmp_path):
 
     again = subprocess.run(command(config, "--output", out), capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{len(kept)} of 11 runs were done before" in again.stdout
+    assert f"{len(kept)} of 11 runs are already done" in again.stdout
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
     assert len(list(out.rglob("process.safetensors"))) == 2  # one search a seed serves two rows
     rows = list(csv.DictReader((out / "results.csv").open()))
@@ -132,7 +132,7 @@ def test_the_table_of_rows(tmp_path):
     assert {tuple(line.get_xdata()) for line in lines} >= {(10.0, 20.0), (15.0, 25.0)}
     dashed = [line for line in lines if line.get_linestyle() == "--"]
     assert [(line.get_label(), tuple(line.get_xdata())) for line in dashed] == [
-        ("searched, the search not counted", (10.0, 20.0))
+        ("searched, without the search", (10.0, 20.0))
     ]
 
 

@@ -196,7 +196,7 @@ def test_an_unusual_classifier_is_run_whole_and_once(name):
 
 
 def test_what_timm_cannot_do_is_one_sentence():
-    with pytest.raises(UserError, match=r"^EfficientFormer does not run on pictures \[3, 64, 64\]: .*size"):
+    with pytest.raises(UserError, match=r"^EfficientFormer does not run on images of shape \[3, 64, 64\]: .*size"):
         Features(network("efficientformer_l1", 64), (3, 64, 64))  # only for pictures of 224 x 224
     with torch.device("meta"):
         encoder = network("mobilenetv5_300m_enc", 64)

@@ -77,7 +77,7 @@ def test_a_finished_job_is_not_overwritten_but_resumes(job, capsys):
     folder, done = job
     assert (
         mistake(*SHORT, "--output", folder)
-        == f"'{folder}' holds a run already: --resume it, or choose another --output"
+        == f"'{folder}' already contains a run: --resume it, or choose another --output"
     )
     assert "begun with epochs = 1, not 2" in mistake(*SHORT, "--epochs", 2, "--output", folder, "--resume")
     capsys.readouterr()
@@ -153,7 +153,7 @@ def test_the_switches_of_a_gpu_together(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["measured_on"], len(result["top1"])) == ("validation", 5)
-    assert "as it will run, folded in bfloat16: top-1" in done.stdout
+    assert "as it will run, with folded BN in bfloat16: top-1" in done.stdout
     assert {p.transform for p in Process.load(tmp_path / "out/process.safetensors").pathways} == {"E", "KD", "DIST"}
 
 
@@ -176,7 +176,7 @@ def test_a_trained_teacher_keeps_how_its_pictures_were_normalised(photos, tmp_pa
     assert done.returncode == 0, done.stderr
     again = [*words, "--teacher-checkpoint", tmp_path / "a/teacher.safetensors", "--dry-run"]
     assert mistake(*again).endswith(
-        "teacher.safetensors' has learned from pictures that were normalised otherwise: give --mean 0.5 0.5 0.5 "
+        "teacher.safetensors' was trained on images normalised differently: give --mean 0.5 0.5 0.5 "
         "--std 0.25 0.25 0.25"
     )
     assert run(*again, *half).returncode == 0

@@ -77,16 +77,16 @@ def create_dataset(
     if loader is not None and loader not in LOADERS:
         raise unknown("loader", loader, LOADERS)
     if loader is not None and name != "folder":
-        raise UserError(f"data set '{name}' is not read by a loader: --loader is of a 'folder'")
+        raise UserError(f"data set '{name}' is not read by a loader: --loader only applies to 'folder'")
     if dtype not in DTYPES.values():
         raise UserError(f"batches of {dtype}: expected one of {', '.join(DTYPES)}")
     if (mean or std) and name != "folder":
-        raise UserError(f"data set '{name}' has a mean and std of its own: --mean and --std are of a 'folder'")
+        raise UserError(f"data set '{name}' has a mean and std of its own: --mean and --std only apply to 'folder'")
     if std is not None and min(std) <= 0:
         raise UserError(f"std {' '.join(map(str, std))}: expected three numbers above 0")
     if alternating_flip and name not in ("cifar10", "cifar100"):
         raise UserError(
-            f"data set '{name}' cannot flip in every other epoch: --alternating-flip is of cifar10, cifar100"
+            f"data set '{name}' cannot flip in every other epoch: --alternating-flip is for cifar10 and cifar100"
         )
     where = None if root is None else Path(root).expanduser()
     request = Request(name, where, image_size, torch.device(device), num_workers, loader, dtype, channels_last)

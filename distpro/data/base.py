@@ -77,7 +77,7 @@ class Loader(ABC):
         if not 0 <= start_step <= self._steps:
             raise UserError(
                 f"start step {start_step} is outside an epoch of {self._steps} steps: "
-                "expected the batch size and the data of the run that is continued"
+                "expected the batch size and the data of the run that is resumed"
             )
         self._next = (epoch, start_step)
 
@@ -235,7 +235,7 @@ def holdout(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, 
         raise UserError(f"held-out fraction {fraction}: expected a number between 0 and 1")
     rest, chosen = stratified(split.labels, fraction, seed)
     if len(chosen) == 0:
-        raise UserError(f"held-out fraction {fraction} of {len(split)} pictures is none: expected a larger one")
+        raise UserError(f"held-out fraction {fraction} of {len(split)} pictures selects none: expected a larger one")
     return split.subset(rest), split.subset(chosen)
 
 

@@ -94,7 +94,7 @@ def _locate(request: Request, layouts: tuple[Layout, ...]) -> tuple[Path, Layout
     if not missing[best]:
         return folder, layout
     if len(missing[best]) <= len(layout.train):
-        raise UserError(f"'{folder}' lacks {', '.join(missing[best])}: expected {_listed(layout)}")
+        raise UserError(f"'{folder}' is missing {', '.join(missing[best])}: expected {_listed(layout)}")
     archives = [path.name for path in sorted(root.glob("cifar-*.tar*"))]
     hint = f"; unpack {' or '.join(archives)} first" if archives else ""
     raise UserError(f"no {request.name} in '{root}': expected {expected}{hint}")
@@ -156,7 +156,7 @@ def _unpickled(file: Path) -> dict[str, Any]:
             content = _Unpickler(stream, encoding="bytes").load()
         return {_text(key): getattr(value, "array", value) for key, value in content.items()}
     except _Refused as refused:
-        raise UserError(f"'{file}' is no CIFAR file: its pickle asks for {refused}, which is refused") from None
+        raise UserError(f"'{file}' is not a CIFAR file: its pickle refers to {refused}, which is refused") from None
     except Exception as error:  # a damaged pickle fails in any of a dozen ways
         raise UserError(f"cannot read '{file}' as a CIFAR pickle ({error}); is it truncated?") from None
 

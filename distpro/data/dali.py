@@ -97,7 +97,7 @@ class DaliLoader(Loader):
             x = out["x"].permute(0, 3, 1, 2) if split.channels_last else out["x"]
             yield x.to(dtype), split.labels[rows].to(split.device, non_blocking=True)
             if self._passes != mine:
-                raise RuntimeError("this pass is over: another one over the same loader has begun")
+                raise RuntimeError("this iterator is no longer valid: a newer pass over the same loader has started")
 
     def _orders(self, epoch: int, start: int) -> Iterator[Order]:
         """What DALI is given for each batch."""
@@ -141,8 +141,8 @@ class DaliLoader(Loader):
                 next(alone)
             except RuntimeError as found:
                 path = os.fsdecode(self._path(row))
-                return UserError(f"DALI cannot read picture '{path}' ({_reason(found)}), --loader torchvision can")
-        return UserError(f"DALI failed: {_reason(error)}; --loader torchvision does without it")
+                return UserError(f"DALI cannot read picture '{path}' ({_reason(found)}): give --loader torchvision")
+        return UserError(f"DALI failed: {_reason(error)}; --loader torchvision does not use DALI")
 
 
 def _reason(error: RuntimeError) -> str:

@@ -19,7 +19,7 @@ from .synthetic import synthetic
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 LOADERS = ("dali", "torchvision", "synthetic")
-EXPECTED = "train/<class>/*.jpg with val/<class>/* (or test), or <class>/*.jpg alone, which is then split 80/20"
+EXPECTED = "train/<class>/*.jpg with val/<class>/* (or test), or just <class>/*.jpg, which is then split 80/20"
 LOOKED_AT = 256  # images over the whole set whose size decides how all are augmented, beside each class's first
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: picture, class and box, separated by tabs
 

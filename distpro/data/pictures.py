@@ -100,7 +100,7 @@ def decoded(file: bytes) -> Image.Image:
     try:
         with Image.open(os.fsdecode(file)) as picture:
             if picture.mode in ("I", "F"):
-                raise ValueError("it has 32 bits a pixel, expected 8 or 16")
+                raise ValueError("it has 32 bits per pixel, expected 8 or 16")
             if picture.mode.startswith("I;16"):  # Pillow would clip values above 255
                 levels = (np.asarray(picture).astype(np.uint32) + 128) // 257
                 return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
@@ -202,7 +202,7 @@ class PictureLoader(Loader):
             x = x.to(torch.float32, memory_format=self._layout).mul_(self._scale).add_(self._shift)
             yield x.to(self._dtype), self._labels[rows].to(self._device, non_blocking=True)
             if self._passes != mine:  # the workers serve one pass at a time
-                raise RuntimeError("this pass is over: another one over the same loader has begun")
+                raise RuntimeError("this iterator is no longer valid: a newer pass over the same loader has started")
 
     def _rows(self, epoch: int, start: int) -> Iterator[list[int]]:
         return (rows.tolist() for _, rows in self._plan(epoch, start))

@@ -75,7 +75,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise
     except Exception as error:  # a damaged file can fail anywhere in the readers
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"checkpoint '{path}' cannot be read, it is damaged or of another kind: {reason}") from error
+        raise UserError(f"checkpoint '{path}' cannot be read, it is damaged or in another format: {reason}") from error
     if _is_state(content):
         return _bare_names(content), {}
     held = [name for name in HOLDERS if isinstance(content, Mapping) and _is_state(content.get(name))]
@@ -114,10 +114,10 @@ def _torch_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if not code:
-            raise ValueError("its pickle is none that torch wrote") from error
+            raise ValueError("its pickle was not written by torch") from error
         raise UserError(
             f"checkpoint '{path}' holds Python objects ({code[1]}), which could run code and are refused: "
-            "expected tensors only, so save its state_dict alone where you trust it"
+            "expected tensors only; if you trust it, save its state_dict alone"
         ) from error
 
 
@@ -157,7 +157,7 @@ def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
         outputs = {(has[:1], wants[:1]) for has, wants in pairs}
         if len(outputs) == 1 and all(has[1:] == wants[1:] for has, wants in pairs):
             (has,), (wants,) = outputs.pop()
-            raise UserError(f"checkpoint '{path}' has {has} classes, the data {wants}")
+            raise UserError(f"checkpoint '{path}' has {has} classes, but the data has {wants}")
     problems = [
         *([f"expected {_some(missing)}, not in the file"] if missing else []),
         *([f"found {_some(extra)}, not in the model"] if extra else []),

@@ -56,5 +56,5 @@ def own_network(name: str, role: str, num_classes: int, in_chans: int) -> nn.Mod
         )
     model = make(**given)
     if not isinstance(model, nn.Module):
-        raise UserError(f"--{role} {module}:{function}() gives {type(model).__name__}, expected an nn.Module")
+        raise UserError(f"--{role} {module}:{function}() returned a {type(model).__name__}, expected an nn.Module")
     return model

@@ -53,8 +53,8 @@ def refuse_forward_mode(what: str, tensors: Sequence[Tensor]) -> None:
         return
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise UserError(
-            f"{what} has no forward-mode derivative: DISTPRO_NATIVE=0 runs its reference, which has one, or take the "
-            "gradient and multiply it with the tangents"
+            f"{what} has no forward-mode derivative: DISTPRO_NATIVE=0 runs its reference, which has one, or compute "
+            "the gradient and multiply it by the tangents"
         )
 
 

@@ -39,7 +39,7 @@ def pathway_dots(left: Sequence[Tensor], right: Sequence[Tensor], pathway_of: Se
         if a.shape != b.shape:
             raise UserError(f"pathway_dots: pair {k} has shapes {list(a.shape)} and {list(b.shape)}")
         if {(a.dtype, a.device), (b.dtype, b.device)} != {(first.dtype, first.device)}:
-            raise UserError(f"pathway_dots: pair {k} differs in type or device from the first tensor")
+            raise UserError(f"pathway_dots: pair {k} differs in dtype or device from the first tensor")
     pathways = max(pathway_of) + 1
     if not _library.serves(first.device.type, first.device.index):
         return reference.pathway_dots(left, right, pathway_of, pathways)

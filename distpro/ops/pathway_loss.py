@@ -42,7 +42,9 @@ def pathway_loss(
     if distance not in DISTANCES:
         raise unknown("distance", distance, DISTANCES)
     if not len(students) == len(teachers) == weights.shape[0]:
-        raise UserError(f"{len(students)} student maps, {len(teachers)} teacher maps and {weights.shape[0]} weights")
+        raise UserError(
+            f"{len(students)} student maps, {len(teachers)} teacher maps, {weights.shape[0]} weights: expected as many"
+        )
     if not students:
         empty = weights.new_zeros(0)
         return empty.sum(), empty
@@ -69,7 +71,7 @@ def _check(students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Tens
         if s.shape != t.shape:
             raise UserError(f"pathway {p}: the student's map is {list(s.shape)}, the teacher's {list(t.shape)}")
         if distance == "hcl" and s.dim() != 4:
-            raise UserError(f"pathway {p}: hcl needs maps [N, C, H, W], got {list(s.shape)}; tokens take l2 or l1")
+            raise UserError(f"pathway {p}: hcl needs maps [N, C, H, W], got {list(s.shape)}; use l2 or l1 for tokens")
         if s.device != weights.device or t.device != weights.device:
             raise UserError(f"pathway {p}: maps on {s.device} and {t.device}, weights on {weights.device}")
         if t.requires_grad:

@@ -33,13 +33,15 @@ def perturb(
         minus = [p - epsilon * d for p, d in zip(parameters, direction)]
     """
     if len(parameters) != len(direction) or not parameters:
-        raise UserError(f"perturb: {len(parameters)} parameters and {len(direction)} directions; at least one of each")
+        raise UserError(
+            f"perturb: {len(parameters)} parameters and {len(direction)} directions: expected as many, and one or more"
+        )
     first = parameters[0]
     for k, (p, d) in enumerate(zip(parameters, direction, strict=True)):
         if p.shape != d.shape:
             raise UserError(f"perturb: parameter {k} is {list(p.shape)}, its direction {list(d.shape)}")
         if not (p.dtype == d.dtype == first.dtype and p.device == d.device == first.device):
-            raise UserError(f"perturb: parameter {k} or its direction differs in type or device from parameter 0")
+            raise UserError(f"perturb: parameter {k} or its direction differs in dtype or device from parameter 0")
     _library.check_dtype("perturb", first.dtype, (torch.float32, torch.float64))
     if not _library.serves(first.device.type, first.device.index):
         return reference.perturb(parameters, direction, radius)

@@ -135,7 +135,7 @@ def _process(process: Process) -> str:
         "The weight of each pathway over the training; one panel for each teacher stage. "
         f"Pathways: {len(process.pathways)}; normalisation: {process.normalisation}; {tau}; "
         f"{searched}. "
-        "Point at a line for its name: t1-s2-A is teacher stage 1 to student stage 2 through transform A."
+        "Hover over a line to see its name: t1-s2-A is teacher stage 1 to student stage 2 through transform A."
     )
     times, weights = sample(process)
     columns = {"Start": 0, "Middle": len(times) // 2, "End": -1} if moments > 1 else {"At all times": 0}
@@ -149,7 +149,7 @@ def _moment(process: Process, weights: np.ndarray, name: str) -> str:
     names = [pathway.name for pathway in process.pathways]
     kept = [p for p in np.argsort(-weights, kind="stable") if weights[p] != 0 and np.isfinite(weights[p])]
     if not kept:
-        told = "<p class='note'>No pathway counts.</p>"
+        told = "<p class='note'>All pathways have weight 0.</p>"
     elif len(kept) > 1 and np.ptp(weights[kept]) < 1e-6 * abs(weights[kept[0]]):
         told = f"<p class='note'>{len(kept)} pathways, all alike: {decimal(weights[kept[0]], 4)} each.</p>"
     else:

@@ -120,7 +120,7 @@ def headline(student: str, entries: Sequence[Entry]) -> str:
     main = find(entries, "distpro") or entries[-1]
     name, top1 = main.phrase, main.value("top1")
     if not math.isfinite(top1):
-        return f"{student} has no accuracy with {name}: the training gave no finite number."
+        return f"{student} has no accuracy with {name}: the training diverged."
     leads: list[str] = []
     for method, phrase in PHRASES.items():
         other = find(entries, method)
@@ -145,7 +145,7 @@ def remarks(entries: Sequence[Entry], teacher: Mapping[str, Any] | None) -> list
     search, distil = main.value("search_seconds"), main.value("seconds")
     if search > 0 and math.isfinite(distil):
         told.append(f"The search took {duration(search)}, the distillation {duration(distil)}.")
-    told.append(f"One seed{' each' if entries[1:] else ''} (n = 1): small differences may be chance.")
+    told.append(f"One seed{' each' if entries[1:] else ''} (n = 1): small differences may be due to chance.")
     return told
 
 

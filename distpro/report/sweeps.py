@@ -42,7 +42,7 @@ def _read(rows: Path | Sequence[Row]) -> Sequence[Row]:
         read = list(csv.DictReader(file))
     if read and not set(REST[:5]) <= set(read[0]):
         raise UserError(
-            f"'{rows}' is no CSV of distpro.sweep: it lacks {', '.join(sorted(set(REST[:5]) - set(read[0])))}"
+            f"'{rows}' is not a CSV of distpro.sweep: it lacks {', '.join(sorted(set(REST[:5]) - set(read[0])))}"
         )
     return read
 
@@ -53,7 +53,7 @@ def _cells(rows: Sequence[Row], axes: Sequence[str]) -> dict[tuple[str, ...], di
     for row in rows:
         missing = [axis for axis in axes if axis not in row]
         if missing:
-            raise UserError(f"the results lack the axis '{missing[0]}': are they those of another sweep?")
+            raise UserError(f"the results lack the axis '{missing[0]}': are they from another sweep?")
         cells.setdefault(tuple(str(row[axis]) for axis in axes), {})[str(row["seed"])] = row
     return cells
 
@@ -174,7 +174,7 @@ def sweep_figure(rows: Path | Sequence[Row], axes: Sequence[str]) -> Figure:
                               label=method)  # fmt: skip
                 if any(searches) and not across:
                     axis.plot(costs, means, color=colour[method], linestyle="--", linewidth=0.9,
-                              label=f"{method}, the search not counted")  # fmt: skip
+                              label=f"{method}, without the search")  # fmt: skip
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")

@@ -68,8 +68,8 @@ def after_epochs(
     for _, y in itertools.islice(test, 1) if task is not None else ():
         if y.ndim != 1 or y.is_floating_point():
             raise UserError(
-                f"accuracy is of classes [N], the targets to test with are {list(y.shape)}, {y.dtype}: leave `test` "
-                "out, and measure it yourself"
+                f"accuracy needs classes [N], the test targets are {list(y.shape)}, {y.dtype}: omit `test` and "
+                "evaluate yourself"
             )
 
     def measure() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`python -m distpro.zoo`: the processes and teachers that come with distpro; or one process, weight by weight."""
+"""`python -m distpro.zoo`: list the processes and teachers that come with distpro, or show one process's weights."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the training, at which a process's w
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m distpro.zoo", description=__doc__)
-    parser.add_argument("process", nargs="?", help="zoo:NAME or FILE: what this process does, instead of the list")
+    parser.add_argument(
+        "process", nargs="?", help="zoo:NAME or FILE: show the weights of this process instead of the list"
+    )
     parser.add_argument("--figure", type=Path, help="draw the process into this file (.svg, .png)")
-    parser.add_argument("--json", action="store_true", help="print everything that is known as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     arguments = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if arguments.process is not None:
@@ -63,7 +65,7 @@ def _show(process: Process, figure: Path | None, as_json: bool, console: Console
         print(json.dumps({"facts": process.facts, "moments": MOMENTS, "weights": rows}, indent=2))
     else:
         console.print(process)
-        table = Table(caption="- is dropped", caption_justify="left")
+        table = Table(caption="-: dropped", caption_justify="left")
         table.add_column("pathway")
         for moment in MOMENTS:
             table.add_column(f"{moment:.0%}", justify="right")
