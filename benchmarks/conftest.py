@@ -23,8 +23,8 @@ COPIED = {"cpu": 1 << 26, "cuda": 1 << 30}  # bytes copied to measure the bandwi
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("distpro")
-    group.addoption("--cifar-batch", type=int, default=64, help="pictures in a batch of CIFAR maps")
-    group.addoption("--imagenet-batch", type=int, default=2, help="pictures in a batch of ImageNet maps")
+    group.addoption("--cifar-batch", type=int, default=64, help="images in a batch of CIFAR maps")
+    group.addoption("--imagenet-batch", type=int, default=2, help="images in a batch of ImageNet maps")
     group.addoption("--rounds", type=int, default=7, help="times that each contender runs")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     group.addoption("--all-pairs", action="store_true", help="hours to finish of every pair of the paper on a CPU too")

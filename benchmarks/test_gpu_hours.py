@@ -1,7 +1,7 @@
 """Hours to finish: measured time of a step, times the steps of the recipe, for every pair of the paper.
 
-Nothing is trained to the end: the time per picture is measured at a batch of `--cifar-batch` or `--imagenet-batch` and
-multiplied by the pictures of the whole recipe, so small batches exaggerate the fixed cost of a step. On a CPU the hours
+Nothing is trained to the end: the time per image is measured at a batch of `--cifar-batch` or `--imagenet-batch` and
+multiplied by the images of the whole recipe, so small batches exaggerate the fixed cost of a step. On a CPU the hours
 are CPU-hours of all threads together, without other programs. Data loading and evaluation are not included.
 """
 
@@ -25,7 +25,7 @@ MOMENTS = 4  # number of moments of the training at which the process is timed
 
 
 class Task(NamedTuple):
-    """A data set and the paper's recipe for it, in number of pictures seen."""
+    """A data set and the paper's recipe for it, in number of images seen."""
 
     side: int
     classes: int

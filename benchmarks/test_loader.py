@@ -48,7 +48,7 @@ def test_loader(race, benchmark, request, device, tmp_path, augment):
     ratio = race(
         {name: lambda name=name: epoch(name) for name in loaders},
         "dali",
-        pictures=len(split),
+        images=len(split),
         batch=batch,
         readers=split.num_workers,
     )

@@ -1,4 +1,4 @@
-// Channels of one picture [H, W, C] with the bins of an HCL. Included after storage.h, inside a
+// Channels of one image [H, W, C] with the bins of an HCL. Included after storage.h, inside a
 // namespace once per instruction set, hence no includes.
 //
 // Works segment by segment on a few vectors of channels at a time, so that a segment's sums stay in

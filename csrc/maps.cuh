@@ -75,7 +75,7 @@ __host__ __device__ inline Planes planes_at(const Map& map, int tile, int skip, 
   const int area = map.height * map.width;
   std::int64_t plane, end;  // of the tile
   if (map.channels_last) {
-    const int tiles = (map.channels + map.tile_planes - 1) / map.tile_planes;  // of a picture
+    const int tiles = (map.channels + map.tile_planes - 1) / map.tile_planes;  // of an image
     plane = static_cast<std::int64_t>(tile / tiles) * map.channels;
     end = plane + map.channels;
     plane += tile % tiles * map.tile_planes;
@@ -90,11 +90,11 @@ __host__ __device__ inline Planes planes_at(const Map& map, int tile, int skip, 
     return {
         {plane * area, 1, count * area, 0}, count, map.first_mean + plane * map.bins, map.bins, 1};
   }
-  const std::int64_t picture = plane / map.channels;
+  const std::int64_t image = plane / map.channels;
   const std::int64_t channel = plane % map.channels;
-  return {{picture * area * map.channels + channel, area, count, map.channels},
+  return {{image * area * map.channels + channel, area, count, map.channels},
           count,
-          map.first_mean + picture * map.bins * map.channels + channel,
+          map.first_mean + image * map.bins * map.channels + channel,
           1,
           map.channels};
 }

@@ -13,9 +13,9 @@ double forward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, 
   A* kept = static_cast<A*>(means);
   A* side = static_cast<A*>(scratch);
   if (g.layout == Layout::channels_last) {
-    const std::int64_t picture = first / g.c, channel = first % g.c;
-    const std::int64_t start = picture * g.c * pixels + channel;
-    A* bins = kept ? kept + picture * g.c * g.bins + channel : side;
+    const std::int64_t image = first / g.c, channel = first % g.c;
+    const std::int64_t start = image * g.c * pixels + channel;
+    A* bins = kept ? kept + image * g.c * g.bins + channel : side;
     return forward_channels(g, s + start, t + start, planes, bins, kept ? g.c : planes);
   }
   s += first * pixels;
@@ -39,8 +39,8 @@ void backward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, c
   const std::int64_t pixels = g.h * g.w;
   const A* kept = static_cast<const A*>(means);
   const bool last = g.layout == Layout::channels_last;
-  const std::int64_t picture = first / g.c, channel = first % g.c;
-  const std::int64_t start = last ? picture * g.c * pixels + channel : first * pixels;
+  const std::int64_t image = first / g.c, channel = first % g.c;
+  const std::int64_t start = last ? image * g.c * pixels + channel : first * pixels;
   const T* s = static_cast<const T*>(student) + start;
   const T* t = static_cast<const T*>(teacher) + start;
   T* out = static_cast<T*>(gradient) + start;
@@ -50,7 +50,7 @@ void backward_tile(const Geometry& g, std::int64_t first, std::int64_t planes, c
       for (std::int64_t k = 0; k < run; ++k) store(out[y * step + k], A{0});
     }
   } else if (last) {
-    const A* bins = kept + picture * g.c * g.bins + channel;
+    const A* bins = kept + image * g.c * g.bins + channel;
     backward_channels(g, s, t, out, planes, bins, coefficient);
   } else if (g.distance == Distance::l1) {
     const A scale = static_cast<A>(coefficient * g.full);

@@ -36,9 +36,9 @@ struct PathwayPlan {
 };
 
 // l2 and l1 ignore planes and layouts: pass any dense map (tokens too) as planes, of shape
-// {N, rest, 1, 1} or similar. In channels_last a plane is a channel of a picture, numbered
-// n * C + c; a tile never spans two pictures, and its channels are a multiple of `tile_channels`,
-// except in a picture's last tile.
+// {N, rest, 1, 1} or similar. In channels_last a plane is a channel of an image, numbered
+// n * C + c; a tile never spans two images, and its channels are a multiple of `tile_channels`,
+// except in an image's last tile.
 PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape>& shapes,
                          const std::vector<Layout>& layouts,
                          const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,

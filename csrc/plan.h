@@ -44,8 +44,8 @@ using Shape = std::array<std::int64_t, 4>;  // N, C, H, W
 // by range, and all its pathways visit a range one after another, so that they find it in L2.
 // Tiles of 8 planes or more hold a multiple of 8, except for the last one of a pathway: each then
 // starts on a 16-byte boundary of a dense map, whatever H * W and the (2-byte or wider) type.
-// A channels_last tile stays within one picture; it holds a multiple of `tile_channels` channels,
-// except for the last one of a picture, so that each of its pixels is a run of whole vectors.
+// A channels_last tile stays within one image; it holds a multiple of `tile_channels` channels,
+// except for the last one of an image, so that each of its pixels is a run of whole vectors.
 // If `layouts` is empty, all are planes.
 std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
                             const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,

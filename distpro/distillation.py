@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from distpro import parallel
 from distpro.distiller import Distiller
-from distpro.loop import Observer, fit, picture_shape
+from distpro.loop import Observer, fit, image_shape
 from distpro.methods import Method, Moment
 from distpro.planned_step import Plan, PlannedStep, graphed
 from distpro.process import Process
@@ -139,7 +139,7 @@ def distill(
     distiller = Distiller(
         student,
         teacher,
-        image=picture_shape(train, image),
+        image=image_shape(train, image),
         method=method,
         process=process,
         student_layers=student_layers,

@@ -10,7 +10,7 @@ from torch import nn
 
 from distpro.distiller import Distiller
 from distpro.errors import UserError
-from distpro.loop import Observer, fit, picture_shape
+from distpro.loop import Observer, fit, image_shape
 from distpro.planned_step import graphed
 from distpro.process import TAU, Process
 from distpro.recipe import Recipe
@@ -61,8 +61,8 @@ def search_by_gradient(
         raise UserError("--grad-accum-steps only applies to the distillation: a search by gradient takes whole batches")
     if recipe.ema is not None:
         raise UserError("--ema only applies to the distillation, not to a search by gradient")
-    shape = picture_shape(train, image)
-    picture_shape(validation, shape)  # fails if there is no batch
+    shape = image_shape(train, image)
+    image_shape(validation, shape)  # fails if there is no batch
     options = {"label_smoothing": recipe.label_smoothing} | options
     distiller = Distiller(student, teacher, image=shape, **options).train()
     optimizer = recipe.optimizer(distiller.trainable_parameters())

@@ -70,7 +70,7 @@ class Job:
             weights, name = zoo.find("teacher", name), name.rpartition("/")[2]
         self.teacher = self.network(name, "teacher", config.teacher_pretrained)
         if weights is not None:
-            self._same_pictures(load_checkpoint(self.teacher, weights), str(weights))
+            self._same_normalisation(load_checkpoint(self.teacher, weights), str(weights))
         kept = published_classes(self.teacher) == self.data.num_classes  # else timm drops the classifier's weights
         self.teacher_ready = weights is not None or (config.teacher_pretrained and kept)
         student = self.network(config.student, "student")
@@ -114,7 +114,7 @@ class Job:
         told = {"mean": self.config.mean, "std": self.config.std}
         return {name: " ".join(map(str, values)) for name, values in told.items() if values is not None}
 
-    def _same_pictures(self, facts: Mapping[str, Any], where: str) -> None:
+    def _same_normalisation(self, facts: Mapping[str, Any], where: str) -> None:
         """Raise a `UserError` if the weights were trained on images normalised differently."""
         theirs = {name: facts[name] for name in ("mean", "std") if name in facts}
         if theirs and theirs != self.normalised():

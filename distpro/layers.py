@@ -89,7 +89,7 @@ def _version(output: Any) -> int | None:
     return output._version
 
 
-def as_map(output: Any, picture: Size, name: str) -> Tensor:
+def as_map(output: Any, image: Size, name: str) -> Tensor:
     """Return a layer's output as `[N, C, H, W]`; it may be that, `[N, H, W, C]`, or row-major tokens `[N, L, C]`.
 
     The layout is inferred from the aspect ratio of the image `[H, W]`, which maps usually keep. Channels are last if
@@ -99,22 +99,22 @@ def as_map(output: Any, picture: Size, name: str) -> Tensor:
     """
     if isinstance(output, Tensor) and output.ndim == 4:
         _, *sides, last = output.shape
-        channels_last = _alike(sides, picture) and not _alike((sides[1], last), picture) and last >= max(sides)
+        channels_last = _alike(sides, image) and not _alike((sides[1], last), image) and last >= max(sides)
         return output.permute(0, 3, 1, 2) if channels_last else output
     if isinstance(output, Tensor) and output.ndim == 3:
         for first in (0, 1):
             count = output.shape[1] - first
-            rows = round((max(0, count) * picture[0] / picture[1]) ** 0.5)
+            rows = round((max(0, count) * image[0] / image[1]) ** 0.5)
             columns = count // max(1, rows)
-            if 0 < rows * columns == count and rows * picture[1] == columns * picture[0]:
+            if 0 < rows * columns == count and rows * image[1] == columns * image[0]:
                 return output[:, first:].transpose(1, 2).unflatten(2, (rows, columns))
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise UserError(
         f"layer {name} gives {found}: expected a map [N, C, H, W] or [N, H, W, C], or tokens [N, L, C] that fill the "
-        f"picture of {picture[0]}x{picture[1]}, with a class token before them or none"
+        f"image of {image[0]}x{image[1]}, with a class token before them or none"
     )
 
 
-def _alike(size: Size, picture: Size) -> bool:
+def _alike(size: Size, image: Size) -> bool:
     """Return whether `size` has the image's aspect ratio, to within a pixel."""
-    return abs(size[0] * picture[1] - size[1] * picture[0]) < max(picture)
+    return abs(size[0] * image[1] - size[1] * image[0]) < max(image)

@@ -54,7 +54,7 @@ class Observer:
         """The training ended or was interrupted."""
 
 
-def picture_shape(loader: Any, image: Sequence[int] | None = None) -> tuple[int, int, int]:
+def image_shape(loader: Any, image: Sequence[int] | None = None) -> tuple[int, int, int]:
     """Return `image`, or else the shape of a loader's images; raise a `UserError` if `fit` cannot use the loader."""
     expected = "expected an iterable of batches (x [N, C, H, W], y [N]) with a length"
     if not hasattr(loader, "__len__"):

@@ -147,7 +147,7 @@ def _facts(job: Job, epochs: int) -> dict[str, Any]:
         "teacher": config.teacher,
         "student": config.student,
         "dataset": job.data.name,
-        "pictures": config.search_samples or len(job.data.train),
+        "images": config.search_samples or len(job.data.train),
         "epochs": epochs,
         "hypergradient": config.hypergradient,
         "seed": config.seed,

@@ -32,7 +32,7 @@ def train(config: Filled, command: str = "") -> dict[str, Any]:
         console.warn(f"--resume: '{job.folder}' contains no run yet: starting one")
     open_folder(job.folder, job.config)
     console.say(
-        f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} {config.eval_split} pictures "
+        f"{job.data.name}: {len(job.data.train)} training and {len(job.data.test)} {config.eval_split} images "
         f"{list(job.data.shape)}, {job.data.num_classes} classes; device {job.device}; results in {job.folder}"
     )
     process: Process | None = job.given

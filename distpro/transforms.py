@@ -22,9 +22,7 @@ def as_shape(image: Sequence[int]) -> Shape:
     try:
         channels, height, width = (operator.index(side) for side in image)
     except (TypeError, ValueError):
-        raise UserError(
-            f"image {image!r}: expected the shape (C, H, W) of one picture, such as (3, 224, 224)"
-        ) from None
+        raise UserError(f"image {image!r}: expected the shape (C, H, W) of one image, such as (3, 224, 224)") from None
     return channels, height, width
 
 

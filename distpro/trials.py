@@ -20,7 +20,7 @@ from distpro.distillation import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
 from distpro.files import whole_file
-from distpro.loop import Observer, picture_shape
+from distpro.loop import Observer, image_shape
 from distpro.methods import DistPro
 from distpro.pathways import Pathway
 from distpro.process import Process
@@ -92,7 +92,7 @@ def search_by_trials(
     cuda_graphs: see `distpro.graphs`; on by default on a GPU.
     options: of `Distiller` (kd_weight, transforms, pooled, precision, ...); they determine the pathways to choose from.
     """
-    shape = picture_shape(train, image)
+    shape = image_shape(train, image)
     method = Distiller(student(seeds[0]), teacher, image=shape, **options).method
     assert isinstance(method, DistPro)
     paths = method.paths.pathways

@@ -1,4 +1,4 @@
-"""Folders of random pictures in the layouts in which CIFAR is published."""
+"""Folders of random images in the layouts in which CIFAR is published."""
 
 import io
 import pickle
@@ -31,7 +31,7 @@ def python2(value) -> bytes:
 
 
 def write_cifar(place: Path, name: str, layout: str, rows: int = 40, dumps=python2) -> tuple[Path, dict]:
-    """A folder of random pictures as published; also {file: (labels, pixels [rows, 3072])}."""
+    """A folder of random images as published; also {file: (labels, pixels [rows, 3072])}."""
     folder, train, test = LAYOUTS[name, layout]
     chance, classes = np.random.default_rng(0), 10 if name == "cifar10" else 100
     (place / folder).mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """An ImageFolder of three classes, with the kinds of pictures that are found in the wild."""
+    """An ImageFolder of three classes, with the kinds of images that are found in the wild."""
     root = tmp_path_factory.mktemp("photos")
     for part, count in (("train", 5), ("val", 2)):
         for label, name in enumerate(("ant", "bee", "cat")):
@@ -21,6 +21,6 @@ def photos(tmp_path_factory) -> Path:
     save(root / "train/ant/grey.jpeg", 1, mode="L")
     save(root / "train/bee/print.JPG", 2, mode="CMYK", size=(300, 60))
     save(root / "train/cat/clear.png", 3, mode="RGBA")
-    (root / "train/cat/notes.txt").write_text("no picture")
+    (root / "train/cat/notes.txt").write_text("no image")
     (root / "train/.cache").mkdir()
     return root

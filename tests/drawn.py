@@ -1,4 +1,4 @@
-"""Pictures drawn for the tests of the data sets, and what was seen of them."""
+"""ImageFiles drawn for the tests of the data sets, and what was seen of them."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,12 +18,12 @@ IMAGENET = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def save(file: Path, seed: int, size=(24, 20), mode="RGB", **options) -> None:
-    """A smooth random picture."""
+    """A smooth random image."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3)).astype(np.uint8)
     Image.fromarray(pixels).resize(size).convert(mode).save(file, **options)
 
 
 def seen(batches) -> Counter:
-    """How often each (picture, label) came."""
+    """How often each (image, label) came."""
     return Counter((x.numpy().tobytes(), int(y)) for xs, ys in batches for x, y in zip(xs, ys, strict=True))

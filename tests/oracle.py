@@ -71,7 +71,7 @@ def hypergradient(
 
 
 def logit_loss(kind: str, student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
-    """The losses between logits from their definitions, with probabilities, picture by picture."""
+    """The losses between logits from their definitions, with probabilities, image by image."""
 
     def divergence(p: Tensor, q: Tensor) -> Tensor:
         return (p * (p / q).log()).sum()

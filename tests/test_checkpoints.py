@@ -238,15 +238,15 @@ def test_a_trained_resnet56_loads(resnet56):
 
 @pytest.mark.slow
 def test_a_trained_resnet56_is_as_accurate_as_it_should_be(resnet56):
-    """66.41 % top-1 on all 10,000 test pictures; 66.95 % on the first 20 of each class, which are read here."""
+    """66.41 % top-1 on all 10,000 test images; 66.95 % on the first 20 of each class, which are read here."""
     image = pytest.importorskip("PIL.Image")
     strips = sorted((SHARED / "cifar100" / "test").glob("*.webp"))
     if not strips:
-        pytest.skip("needs the CIFAR-100 test pictures, which are not part of the repository")
+        pytest.skip("needs the CIFAR-100 test images, which are not part of the repository")
     classes = json.loads((SHARED / "cifar100" / "index.json").read_text())["classes"]
     assert [strip.stem[3:] for strip in strips] == classes
-    pictures = np.stack([np.asarray(image.open(strip).convert("RGB")).reshape(-1, 32, 32, 3)[:20] for strip in strips])
-    x = torch.from_numpy(pictures).flatten(0, 1).permute(0, 3, 1, 2) / 255
+    images = np.stack([np.asarray(image.open(strip).convert("RGB")).reshape(-1, 32, 32, 3)[:20] for strip in strips])
+    x = torch.from_numpy(images).flatten(0, 1).permute(0, 3, 1, 2) / 255
     mean, std = torch.tensor([[0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]])[:, :, None, None]
     x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
     resnet56.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""CIFAR: both layouts of its files, sound and not; how its pictures are cropped and flipped."""
+"""CIFAR: both layouts of its files, sound and not; how its images are cropped and flipped."""
 
 import os
 import pickle
@@ -111,11 +111,11 @@ def test_a_crop_is_torchvisions(tmp_path, name, image_size):
     pixels = next(iter(written.values()))[1].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     assert len(x) == 40 * len([*written][:-1])
     for i in range(40):
-        picture = TF.pad(Image.fromarray(pixels[i]), 4)  # what RandomCrop(32, padding=4) does
-        picture = TF.crop(picture, int(top[i]), int(left[i]), 32, 32)
-        picture = TF.to_dtype(TF.to_image(TF.hflip(picture) if flip[i] else picture), torch.float32, scale=True)
-        picture = TF.resize(picture, [image_size], antialias=True) if image_size else picture
-        torch.testing.assert_close(x[i], TF.normalize(picture, mean, std), atol=2e-6, rtol=0)
+        image = TF.pad(Image.fromarray(pixels[i]), 4)  # what RandomCrop(32, padding=4) does
+        image = TF.crop(image, int(top[i]), int(left[i]), 32, 32)
+        image = TF.to_dtype(TF.to_image(TF.hflip(image) if flip[i] else image), torch.float32, scale=True)
+        image = TF.resize(image, [image_size], antialias=True) if image_size else image
+        torch.testing.assert_close(x[i], TF.normalize(image, mean, std), atol=2e-6, rtol=0)
 
 
 def test_alternating_flips_show_both_sides_in_two_epochs(tmp_path):

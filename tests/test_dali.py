@@ -10,7 +10,7 @@ from drawn import LOADERS, SHARED, needs_dali, save
 from PIL import Image
 
 from distpro.data import STD, create_dataset
-from distpro.data.pictures import draw, random_window
+from distpro.data.images import draw, random_window
 from distpro.errors import UserError
 from distpro.tasks import Classification
 
@@ -19,7 +19,7 @@ LEVEL = 1.01  # of 255: both round, so that they may differ by one
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory):
-    """One class of the shapes and kinds of pictures that decoders differ about."""
+    """One class of the shapes and kinds of images that decoders differ about."""
     root = tmp_path_factory.mktemp("album")
     sizes = [(300, 260), (301, 257), (90, 700), (700, 91), (1, 1), (2, 40), (224, 224), (256, 341), (640, 480)]
     for i, size in enumerate(sizes):
@@ -38,7 +38,7 @@ def album(tmp_path_factory):
 
 
 def both(root, augment, **options):
-    """`root`'s pictures in their order, through both loaders: x, x, y."""
+    """`root`'s images in their order, through both loaders: x, x, y."""
     batches = []
     for loader in ("torchvision", "dali"):
         train = create_dataset("folder", root, num_workers=0, loader=loader, **options).train
@@ -49,7 +49,7 @@ def both(root, augment, **options):
 
 
 def levels(x, other):
-    """The difference [N, C, H, W] in steps of 1/255 of the picture."""
+    """The difference [N, C, H, W] in steps of 1/255 of the image."""
     return (x - other).abs() * torch.tensor(STD).view(3, 1, 1) * 255
 
 
@@ -72,7 +72,7 @@ def test_both_loaders_give_the_same_pixels(album, augment, size):
 
 @needs_dali
 @pytest.mark.parametrize("augment", [False, True])
-def test_small_pictures_too(tmp_path, augment):
+def test_small_images_too(tmp_path, augment):
     for i in range(10):
         save(tmp_path / f"a/{i}.jpg", i, size=(30 + i, 30 + 3 * i))
     assert_alike(tmp_path, augment, image_size=32)
@@ -81,7 +81,7 @@ def test_small_pictures_too(tmp_path, augment):
 @needs_dali
 @pytest.mark.slow
 @pytest.mark.parametrize("augment", [False, True])
-def test_real_pictures_are_the_same_pixels(augment):
+def test_real_images_are_the_same_pixels(augment):
     root = SHARED / "data/imagenet-sample/images"
     if not root.is_dir():
         pytest.skip("imagenet-sample is not at hand: expected it in ../shared/data")
@@ -127,7 +127,7 @@ def test_batches_in_the_type_and_layout_that_is_asked_for(album, loader, dtype):
 def test_both_loaders_measure_the_same(tmp_path):
     from torch import nn
 
-    for i in range(60):  # three textures, twenty pictures each
+    for i in range(60):  # three textures, twenty images each
         save(tmp_path / f"{'abc'[i % 3]}/{i}.jpg", i % 3 + 10 * (i % 4), size=(160 + i, 120 + 2 * i), quality=80)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 7, 4), nn.ReLU(), nn.Conv2d(8, 8, 7, 4), nn.Flatten(), nn.LazyLinear(3))
@@ -167,7 +167,7 @@ class Lite0(torch.nn.Module):
 @needs_dali
 @pytest.mark.slow
 def test_a_real_network_is_as_good_through_both_loaders():
-    """Within 0.3 points over five random windows of each picture, and two of the 300 pictures as they are.
+    """Within 0.3 points over five random windows of each image, and two of the 300 images as they are.
 
     Those two were 0.02 from a tie; of 300, one alone is 0.33 points.
     """
@@ -212,12 +212,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, kind, augment):
     else:
         save(tmp_path / "other.png", 1, size=(80, 80))
         save(tmp_path / "other.jpg", 1, size=(80, 80), progressive=True)
-        parts = {"empty": b"", "cut": good[:-20], "text": b"not a picture"}
+        parts = {"empty": b"", "cut": good[:-20], "text": b"not an image"}
         parts["progressive, cut"] = (tmp_path / "other.jpg").read_bytes()[:-60]
         parts["png, cut"] = (tmp_path / "other.png").read_bytes()[:900]
         bad.write_bytes(parts[kind])
     for _ in range(2):
-        with pytest.raises(UserError, match=rf"cannot read picture '{bad}'.*") as caught:
+        with pytest.raises(UserError, match=rf"cannot read image '{bad}'.*") as caught:
             list(loader)
         assert "\n" not in str(caught.value)
     bad.write_bytes(good)

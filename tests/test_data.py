@@ -59,7 +59,7 @@ def test_an_epoch_is_the_same_whatever_was_read_before(split):
     assert (x.dtype, y.dtype, x.is_contiguous()) == (torch.float32, torch.int64, True)
 
 
-def test_an_epoch_is_every_picture_once_with_its_label(split):
+def test_an_epoch_is_every_image_once_with_its_label(split):
     plain = list(split.loader(7, shuffle=False, augment=False))
     assert torch.equal(torch.cat([y for _, y in plain]), split.labels)
     shuffled = list(split.loader(11, shuffle=True, augment=False))
@@ -87,7 +87,7 @@ def test_ranks_share_an_epoch(split, ranks):
 
 
 def test_what_no_loader_can_do(split):
-    with pytest.raises(UserError, match=f"larger than the {len(split)} pictures"):
+    with pytest.raises(UserError, match=f"larger than the {len(split)} images"):
         split.loader(len(split) + 1, shuffle=True, augment=True, drop_last=True)
     with pytest.raises(UserError, match="expected at least 1"):
         split.loader(0, shuffle=True, augment=True)
@@ -128,7 +128,7 @@ def test_unknown_names_and_numbers():
         create_dataset("cifar10")
 
 
-# Pictures in memory
+# ImageFiles in memory
 
 
 def test_digits():
@@ -158,7 +158,7 @@ def test_offsets_and_flips_are_uniform():
     assert (top.unique().tolist(), flip.sum()) == ([0, 1, 2], 0)  # a mirrored digit is none
 
 
-def test_arranged_pictures_do_not_overlap_and_keep_the_classes_even():
+def test_arranged_images_do_not_overlap_and_keep_the_classes_even():
     data = create_dataset("digits")
     small = arranged(data, "validation", 0.25, samples=200)
     assert len(small.train) == 200
@@ -180,7 +180,7 @@ def test_arranged_refuses_a_number_that_cannot_be(samples):
         arranged(create_dataset("digits"), samples=samples)
 
 
-def test_noise_instead_of_pictures():
+def test_noise_instead_of_images():
     data = create_dataset("folder", loader="synthetic", image_size=16, channels_last=True, dtype=torch.bfloat16)
     assert (data.num_classes, data.shape, len(data.train)) == (1000, (3, 16, 16), 1_281_167)
     train, val = holdout(data.train, 0.2)

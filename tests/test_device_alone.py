@@ -77,10 +77,10 @@ def test_a_search(options):
     assert on_the_host(search_step(META, **options)) == []
 
 
-def test_a_batch_of_pictures():
-    pictures = torch.zeros(STEPS, 1, 8, 8, dtype=torch.uint8, device=META)
+def test_a_batch_of_images():
+    images = torch.zeros(STEPS, 1, 8, 8, dtype=torch.uint8, device=META)
     augmentation = Augmentation((0.5,), (0.5,), padding=2, flip=True, image_size=12)
-    loader = Resident.of(pictures, torch.zeros(STEPS, dtype=torch.int64), augmentation, META).loader(
+    loader = Resident.of(images, torch.zeros(STEPS, dtype=torch.int64), augmentation, META).loader(
         8, shuffle=True, augment=True, drop_last=True
     )
     draws = torch.zeros(4, 8, dtype=torch.int64, device=META)

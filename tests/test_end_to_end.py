@@ -94,7 +94,7 @@ def same_after_two_deaths(tmp_path, *words):
 
 @needs_dali
 @pytest.mark.slow
-def test_drawn_pictures(tmp_path):
+def test_drawn_images(tmp_path):
     for part, count in (("train", 40), ("val", 10)):
         for label in range(4):
             for i in range(count):  # a texture a class, in shapes that differ a little

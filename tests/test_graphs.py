@@ -226,7 +226,7 @@ def test_graphs_that_are_wanted_where_there_is_no_gpu():
         distill(student, None, batches("cpu", 2), RECIPE, method="none", cuda_graphs=True)
 
 
-def test_pictures_that_grow_have_a_graph_a_size(backend):
+def test_images_that_grow_have_a_graph_a_size(backend):
     """As --size-schedule has it."""
     eager, ours = (distill_step(backend.device, "distpro", transforms="AE") for _ in range(2))
     train = [(nn.functional.interpolate(x, 8 if k < 6 else 12), y) for k, (x, y) in enumerate(batches(backend.device))]

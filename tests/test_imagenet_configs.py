@@ -32,9 +32,9 @@ def test_a_configuration_is_what_the_paper_says(path, photos):
     assert config.teacher_pretrained
     assert (config.epochs, config.search_epochs, config.batch_size) == (100, 20, 512)
     assert (config.lr, config.weight_decay, config.sched) == (0.1, 1e-4, "cosine")
-    half = "vit" in path.stem  # that teacher saw pictures normalised by 0.5
+    half = "vit" in path.stem  # that teacher saw images normalised by 0.5
     assert (config.mean, config.std) == (((0.5,) * 3, (0.5,) * 3) if half else (MEAN, STD))
-    # without a download, and small enough for three classes of a few pictures
+    # without a download, and small enough for three classes of a few images
     small = {"search_samples": None, "image_size": 64, "batch_size": 4, "workers": 0}
     config = replace(config, teacher_pretrained=False, loader="torchvision", **small)
     job = Job(config, Console())

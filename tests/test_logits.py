@@ -33,7 +33,7 @@ def test_extremes_stay_finite_and_16_bits_compute_in_32(kind):
     (gradient,) = torch.autograd.grad(loss, far)
     assert loss.isfinite()
     assert gradient.isfinite().all()
-    if kind != "DIST":  # a class that no picture has is correlated with nothing, itself included
+    if kind != "DIST":  # a class that no image has is correlated with nothing, itself included
         torch.testing.assert_close(LOGIT_LOSSES[kind](far, far.detach(), y), torch.zeros(()), atol=1e-4, rtol=0)
     short = torch.randn(4, 9).bfloat16()
     assert LOGIT_LOSSES[kind](short, short.flip(0), torch.zeros(4).long()).dtype == torch.float32

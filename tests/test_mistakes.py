@@ -60,7 +60,7 @@ from distpro.tasks import Classification, Metrics
         (["--threads", "0"], "--threads must be 1 or more"),
         (["--size-schedule", "8", "0"], "--size-schedule must be 1 or more, got 0"),
         (["--search-samples", "5000"], "5000 training samples: expected 10 (one a class) to 1438"),
-        (["--search-samples", "20", "--batch-size", "64"], "batch size 64 is larger than the 16 pictures"),
+        (["--search-samples", "20", "--batch-size", "64"], "batch size 64 is larger than the 16 images"),
         (["--transforms", "AQ"], "unknown transform 'Q'"),
         (["--transforms", "AA"], "a transform is named twice: A A"),
         (["--transforms", ""], "no transform and no logit pathway"),
@@ -212,14 +212,14 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     check_folder(tmp_path, config)
 
 
-def test_classes_without_a_training_picture_are_counted(tmp_path, capsys, monkeypatch):
+def test_classes_without_a_training_image_are_counted(tmp_path, capsys, monkeypatch):
     for i in range(10):
-        save(tmp_path / f"pictures/class{i}/0.png", i, size=(32, 32))
+        save(tmp_path / f"images/class{i}/0.png", i, size=(32, 32))
     words = [
         "--dataset",
         "folder",
         "--data",
-        str(tmp_path / "pictures"),
+        str(tmp_path / "images"),
         "--teacher",
         "resnet8",
         "--student",

@@ -41,7 +41,7 @@ PUBLISHED = {
     "ResNet50": ([(256, 32), (512, 16), (1024, 8), (2048, 4)], 2048, 23.705, 320, "699fe537c132"),
 }
 # One network of each family: mean |x| of each pre-activation map, the pooled feature and the logits, computed by
-# the published code in float64 with the weights of `settled` on `picture(32)`.
+# the published code in float64 with the weights of `settled` on `image(32)`.
 OUTPUTS = {
     "wrn_16_2": [2.0596, 4.05731, 9.03503, 3.91745, 7.31487],
     "resnet20": [3.14027, 19.152, 49.5217, 36.8948, 55.6139],
@@ -72,7 +72,7 @@ def settled(net):
     return net
 
 
-def picture(size, channels=3):
+def image(size, channels=3):
     return torch.from_numpy(np.random.RandomState(1).standard_normal((2, channels, size, size)))
 
 
@@ -133,7 +133,7 @@ def test_state_dict_names_can_be_read_here_too(name, keys):
 def test_maps_pooled_feature_and_logits_are_those_of_the_published_code(name):
     net = settled(create_model(name, 100))
     with torch.no_grad():
-        final, maps = net.forward_intermediates(picture(32))
+        final, maps = net.forward_intermediates(image(32))
         found = [*maps, net.forward_head(final, pre_logits=True), net.forward_head(final)]
     assert [x.abs().mean().item() for x in found] == pytest.approx(OUTPUTS[name], rel=5e-6)
 
@@ -141,7 +141,7 @@ def test_maps_pooled_feature_and_logits_are_those_of_the_published_code(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_maps_are_before_the_relu_and_stay_so(name):
     net = settled(create_model(name, 5)).float()
-    x = picture(16).float()
+    x = image(16).float()
     with torch.no_grad():
         final, maps = net.forward_intermediates(x)
         logits = net.forward_head(final)
@@ -187,7 +187,7 @@ def test_a_named_block_of_a_wide_resnet_can_be_hooked():
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (7, 13), (33, 20)])
-def test_any_picture_size_passes(name, size):
+def test_any_image_size_passes(name, size):
     net = create_model(name, 10, in_chans=1).eval()
     final, maps = net.forward_intermediates(torch.randn(2, 1, *size))
     assert net.forward_head(final).shape == (2, 10)
@@ -222,7 +222,7 @@ def test_indices_out_of_range_are_refused(indices):
 def test_forward_mode_differentiates_the_maps(name):
     """In float32, against a finite difference in float64."""
     net = settled(create_model(name, 5))
-    x, step = picture(8), 1e-7
+    x, step = image(8), 1e-7
     weights = {key: p.detach() for key, p in net.named_parameters()}
     along = {key: torch.from_numpy(np.random.RandomState(2).standard_normal(p.shape)) for key, p in weights.items()}
 
@@ -259,7 +259,7 @@ def test_names_find_the_zoo_and_timm():
 def test_timm_takes_the_image_size_where_it_can():
     for name in ("vit_tiny_patch16_224", "resnet18"):
         assert create_model(name, 7, image_size=32)(torch.randn(2, 3, 32, 32)).shape == (2, 7)
-    with pytest.raises(UserError, match="patches of 'vit_tiny_patch16_224' are larger than the pictures"):
+    with pytest.raises(UserError, match="patches of 'vit_tiny_patch16_224' are larger than the images"):
         create_model("vit_tiny_patch16_224", 7, image_size=8)
 
 

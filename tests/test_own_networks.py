@@ -89,10 +89,10 @@ def test_a_forward_beside_the_parts_that_are_read_is_seen():
 
 
 @pytest.mark.parametrize("image", [64, (16, 16), [3, 16.0, 16]])
-def test_the_shape_of_a_picture(image):
-    with pytest.raises(UserError, match=r"expected the shape \(C, H, W\) of one picture"):
+def test_the_shape_of_an_image(image):
+    with pytest.raises(UserError, match=r"expected the shape \(C, H, W\) of one image"):
         Distiller(*networks(), image=image)
-    with pytest.raises(UserError, match=r"expected the shape \(C, H, W\) of one picture"):
+    with pytest.raises(UserError, match=r"expected the shape \(C, H, W\) of one image"):
         distill(*networks(), [batch()], Recipe(1), image=image)
 
 
@@ -139,7 +139,7 @@ def test_a_layer_that_is_skipped_later_is_no_old_map():
 
 
 @pytest.mark.parametrize(
-    ("shape", "picture", "read"),
+    ("shape", "image", "read"),
     [
         ((6, 8, 8), (16, 16), "as it is"),
         ((8, 8, 12), (16, 16), "last"),  # Swin's blocks
@@ -152,22 +152,22 @@ def test_a_layer_that_is_skipped_later_is_no_old_map():
         ((5, 3, 4), (16, 16), "as it is"),  # of no proportions: a map all the same
     ],
 )
-def test_maps_with_channels_last_show_by_their_proportions(shape, picture, read):
+def test_maps_with_channels_last_show_by_their_proportions(shape, image, read):
     x = torch.randn(2, *shape)
     want = x if read == "as it is" else torch.einsum("nhwc->nchw", x)
-    assert torch.equal(as_map(x, picture, "layer"), want)
+    assert torch.equal(as_map(x, image, "layer"), want)
 
 
-def test_tokens_of_pictures_that_are_not_square():
+def test_tokens_of_images_that_are_not_square():
     x = torch.randn(2, 16, 5)
-    got = as_map(x, (64, 16), "layer")  # 16 is a square number, the picture is none
+    got = as_map(x, (64, 16), "layer")  # 16 is a square number, the image is none
     assert got.shape == (2, 5, 8, 2)
     assert torch.equal(got[:, :, 3, 1], x[:, 7])
     torch.testing.assert_close(as_map(torch.cat([x[:, :1], x], 1), (64, 16), "layer"), got)  # a class token before them
     assert as_map(x[:, :4], (16, 48), "layer").shape == (2, 5, 1, 3)  # not 1 x 4
-    for tokens, picture in ((18, (16, 16)), (16, (48, 16)), (0, (16, 16)), (1, (48, 16)), (80, (80, 240))):
+    for tokens, image in ((18, (16, 16)), (16, (48, 16)), (0, (16, 16)), (1, (48, 16)), (80, (80, 240))):
         with pytest.raises(UserError, match=rf"layer layer gives \[2, {tokens}, 5\]: expected .* tokens"):
-            as_map(torch.randn(2, tokens, 5), picture, "layer")
+            as_map(torch.randn(2, tokens, 5), image, "layer")
 
 
 def test_a_network_whose_layers_are_read_is_copied_after_a_pass_of_its_own():

@@ -1,4 +1,4 @@
-"""Reports: what the pictures show, and that the page is whole, honest and safe whatever the result lacks."""
+"""Reports: what the figures show, and that the page is whole, honest and safe whatever the result lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every table of RESULTS.md is what its own command prints from the committed CSV, every picture has its command."""
+"""Every table of RESULTS.md is what its own command prints from the committed CSV, every figure has its command."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = (ROOT / "RESULTS.md").read_text()
-PICTURES = re.findall(r"<!-- (python -m distpro\.zoo [^\n]*) -->\n!\[[^\]]+\]\((.*?)\)", RESULTS)
+FIGURES = re.findall(r"<!-- (python -m distpro\.zoo [^\n]*) -->\n!\[[^\]]+\]\((.*?)\)", RESULTS)
 BLOCKS = re.findall(r"<!-- (python -m distpro\.sweep [^\n]*) -->\n(.*?)<!-- end -->", RESULTS, re.S)
 
 
@@ -35,12 +35,12 @@ def test_the_table_comes_from_its_command(command, table, tmp_path):
     assert "--figure" not in words or (tmp_path / "drawn.svg").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("command", "picture"), PICTURES)
-def test_the_picture_of_a_process_comes_from_its_command(command, picture, tmp_path):
+@pytest.mark.parametrize(("command", "figure"), FIGURES)
+def test_the_figure_of_a_process_comes_from_its_command(command, figure, tmp_path):
     words = shlex.split(command)
-    assert words[-2:] == ["--figure", picture]
-    assert (ROOT / picture).is_file()
+    assert words[-2:] == ["--figure", figure]
+    assert (ROOT / figure).is_file()
     done = subprocess.run([sys.executable, *words[1:-1], str(tmp_path / "drawn.svg")], capture_output=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    titles = [set(re.findall(r"<!-- (.*?) -->", file.read_text())) for file in (ROOT / picture, tmp_path / "drawn.svg")]
+    titles = [set(re.findall(r"<!-- (.*?) -->", file.read_text())) for file in (ROOT / figure, tmp_path / "drawn.svg")]
     assert titles[0] == titles[1]  # what is written in it; lines differ in their last digits from version to version

@@ -205,7 +205,7 @@ def test_a_torn_checkpoint_is_named(tmp_path):
 def test_on_the_digits_a_searched_process_beats_no_distillation():
     """Three epochs of the digits, three seeds, test top-1 after the last epoch.
 
-    Measured on two CPU cores (torch 2.15): see the assertion's print. Chosen on a split of the training pictures:
+    Measured on two CPU cores (torch 2.15): see the assertion's print. Chosen on a split of the training images:
     batch 16, lr 0.05, transform E with the pooled feature, kd_weight 3.
     """
     data = create_dataset("digits")

@@ -1,4 +1,4 @@
-"""Pictures that grow in the course of a distillation."""
+"""ImageFiles that grow in the course of a distillation."""
 
 import gc
 import weakref
@@ -22,7 +22,7 @@ from distpro.run_folder import open_folder
 
 @pytest.fixture(scope="module")
 def textures(tmp_path_factory):
-    """Four classes, each a texture, in pictures of many shapes."""
+    """Four classes, each a texture, in images of many shapes."""
     root = tmp_path_factory.mktemp("textures")
     for i in range(60):
         save(root / f"{'abcd'[i % 4]}/{i:02}.jpg", i % 4, size=(90 + i, 130 - i), quality=60 + i % 30)
@@ -75,7 +75,7 @@ def test_the_loader_of_a_size_is_let_go(textures, loader):
 
 
 @pytest.mark.parametrize("dataset", ["digits", "folder"])
-def test_pictures_in_memory_and_noise_grow_too(dataset):
+def test_images_in_memory_and_noise_grow_too(dataset):
     split = create_dataset(dataset, loader="synthetic" if dataset == "folder" else None).train
     batches = Growing(lambda side: split.sized(side).loader(4, shuffle=False, augment=False), [16, 24], 2)
     assert [next(iter(batches))[0].shape[-1] for _ in range(2)] == [16, 24]

@@ -12,7 +12,7 @@ from distpro.models import create_model
 from distpro.search_step import SearchStep
 
 CLASSES = 7
-# the smallest of each family, and pictures as small as it takes
+# the smallest of each family, and images as small as it takes
 MAPS = {
     "convnext_atto": 32,
     "convnextv2_atto": 32,
@@ -83,7 +83,7 @@ def network(name, size):
     return create_model(f"timm:{name}", CLASSES, image_size=size)
 
 
-def pictures(size, count=4, dtype=torch.float32):
+def images(size, count=4, dtype=torch.float32):
     return torch.randn(count, 3, size, size, dtype=dtype), torch.randint(CLASSES, (count,))
 
 
@@ -105,7 +105,7 @@ def a_train_step(student, teacher, size, kind):
     teacher.train()  # as a user's own loop might
     seen = times_run(student)
     optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=1e-3)
-    losses = distiller(*pictures(size), progress=1.0)
+    losses = distiller(*images(size), progress=1.0)
     losses["loss"].backward()
     optimizer.step()
 
@@ -128,7 +128,7 @@ def a_train_step(student, teacher, size, kind):
 def test_a_family_teaches_and_learns(name, size, kind):
     net = network(name, size)
     reader = Teacher(net, (3, size, size), pooled=True)
-    x, _ = pictures(size, 2)
+    x, _ = images(size, 2)
     whole = reader(x)
     with torch.no_grad():
         torch.testing.assert_close(whole.logits, net(x))
@@ -158,7 +158,7 @@ def test_a_family_is_searched_for(name, size):
     image, dtype = (3, size, size), torch.float64
     teacher = network("resnet10t", size).to(dtype)
     net = network(name, size).to(dtype)
-    train, val = pictures(size, dtype=dtype), pictures(size, dtype=dtype)
+    train, val = images(size, dtype=dtype), images(size, dtype=dtype)
     found = {}
     for how in ("exact", "finite-difference"):
         torch.manual_seed(1)
@@ -183,7 +183,7 @@ def test_a_family_is_searched_for(name, size):
 )
 def test_an_unusual_classifier_is_run_whole_and_once(name):
     net = network(name, 64)
-    x, _ = pictures(64)
+    x, _ = images(64)
     reader = Features(net, (3, 64, 64), pooled=True).train()
     feature = reader(x).maps[-1]
     assert feature.shape == (4, net.num_features, 1, 1)
@@ -197,7 +197,7 @@ def test_an_unusual_classifier_is_run_whole_and_once(name):
 
 def test_what_timm_cannot_do_is_one_sentence():
     with pytest.raises(UserError, match=r"^EfficientFormer does not run on images of shape \[3, 64, 64\]: .*size"):
-        Features(network("efficientformer_l1", 64), (3, 64, 64))  # only for pictures of 224 x 224
+        Features(network("efficientformer_l1", 64), (3, 64, 64))  # only for images of 224 x 224
     with torch.device("meta"):
         encoder = network("mobilenetv5_300m_enc", 64)
         with pytest.raises(UserError, match=r"^MobileNetV5Encoder does not run on .* not support classification"):

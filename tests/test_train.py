@@ -157,7 +157,7 @@ def test_the_switches_of_a_gpu_together(tmp_path):
     assert {p.transform for p in Process.load(tmp_path / "out/process.safetensors").pathways} == {"E", "KD", "DIST"}
 
 
-def test_pictures_are_normalised_as_the_teacher_wants_it(tmp_path):
+def test_images_are_normalised_as_the_teacher_wants_it(tmp_path):
     words = ["--dataset", "folder", "--teacher", "vit_tiny_patch16_224"]
     assert distpro.flags.parse([*words[:2], "--teacher", "resnet20"]).mean == distpro.data.MEAN
     trained = distpro.flags.parse([*words, "--std", "0.1", "0.2", "0.3"])
@@ -168,7 +168,7 @@ def test_pictures_are_normalised_as_the_teacher_wants_it(tmp_path):
     assert distpro.flags.parse(["--teacher", "wrn_16_2"]).mean is None  # the digits have their own
 
 
-def test_a_trained_teacher_keeps_how_its_pictures_were_normalised(photos, tmp_path):
+def test_a_trained_teacher_keeps_how_its_images_were_normalised(photos, tmp_path):
     words = ["--dataset", "folder", "--data", photos, "--image-size", "32", "--teacher", "resnet8", "--device", "cpu"]
     words += ["--student", "wrn_10_1", "--batch-size", "4", "--epochs", "1", "--teacher-epochs", "1", "--method", "kd"]
     half = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
@@ -245,7 +245,7 @@ def test_online_learns_the_process_in_the_distillation(tmp_path):
     assert result["search_seconds"] == 0
     assert result["train_seconds"]["distpro"] > 0
     process = Process.load(tmp_path / "out/process.safetensors")
-    steps = 2 * int(0.9 * 1438 // 64)  # a tenth of the pictures judges
+    steps = 2 * int(0.9 * 1438 // 64)  # a tenth of the images judges
     assert process.z.shape == (steps, 16)
     moved = (process.z.diff(dim=0) != 0).any(1)
     assert moved[4::4].all()  # every 4th step by default; at the first the warm-up begins

@@ -109,7 +109,7 @@ def test_second_derivatives():
 
 
 @pytest.mark.parametrize("size", [(12, 12), (24, 24), (10, 14), (6, 6), (3, 3)])
-def test_pictures_of_another_size(size):
+def test_images_of_another_size(size):
     conv = block((6, 6), (12, 12))
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(conv(x, size), plain(conv, x, size), rtol=1e-12, atol=1e-12)

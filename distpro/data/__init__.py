@@ -1,4 +1,4 @@
-"""Data sets: labelled pictures as resumable batches, already normalised and on the device."""
+"""Data sets: labelled images as resumable batches, already normalised and on the device."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def create_dataset(
     dtype, channels_last: of the batches of a 'folder'; float32, float16 or bfloat16. DALI needs no extra copy for
         them, except for bfloat16, which it does not support.
     mean, std: of red, green and blue in 0 to 1, to normalise a 'folder' (None: ImageNet's); other sets have their own.
-    alternating_flip: for CIFAR, flip each picture in every other epoch instead of at random.
+    alternating_flip: for CIFAR, flip each image in every other epoch instead of at random.
     cuda_graphs: False makes the batches of CIFAR and digits on a GPU without CUDA graphs.
 
     Raises UserError for an unknown name, a missing or malformed folder, or a damaged file.

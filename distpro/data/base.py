@@ -41,7 +41,7 @@ class Loader(ABC):
     """
 
     def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool) -> None:
-        """`size`: number of pictures in the split. UserError if an epoch would have no steps."""
+        """`size`: number of images in the split. UserError if an epoch would have no steps."""
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: expected at least 1")
         self._size, self._batch_size, self._shuffle, self._seed = size, batch_size, shuffle, seed
@@ -49,18 +49,18 @@ class Loader(ABC):
         self.shard(0, 1)
 
     def shard(self, rank: int, ranks: int) -> Loader:
-        """From the next `for` on, read the share of `rank` among `ranks`, `batch_size` pictures per rank; returns self.
+        """From the next `for` on, read the share of `rank` among `ranks`, `batch_size` images per rank; returns self.
 
-        Each picture of an epoch is read once, by one rank. With `drop_last` all ranks have equally many steps, and
+        Each image of an epoch is read once, by one rank. With `drop_last` all ranks have equally many steps, and
         their batches of step k together are batch k of a single process with `ranks` times the batch size. Without
-        it the ranks' shares differ by up to one picture, so that a rank may have one step less.
+        it the ranks' shares differ by up to one image, so that a rank may have one step less.
         """
         if not 0 <= rank < ranks:
             raise UserError(f"rank {rank} of {ranks}: expected 0 to {ranks - 1}")
         together = self._batch_size * ranks
         if self._drop_last and together > self._size:
             raise UserError(
-                f"batch size {together} is larger than the {self._size} pictures of the split, "
+                f"batch size {together} is larger than the {self._size} images of the split, "
                 f"of which no full batch can be made: expected at most {self._size}"
             )
         self._rank, self._ranks = rank, ranks
@@ -136,7 +136,7 @@ class Growing:
 
 
 class Split(ABC):
-    """Labelled pictures; `labels` is int64 [N] on the CPU, in the order of the pictures."""
+    """Labelled images; `labels` is int64 [N] on the CPU, in the order of the images."""
 
     labels: Tensor
 
@@ -144,15 +144,15 @@ class Split(ABC):
         return len(self.labels)
 
     def subset(self, indices: Rows) -> Split:
-        """The pictures at `indices`, in that order. UserError if there are none, IndexError if one is out of range."""
+        """The images at `indices`, in that order. UserError if there are none, IndexError if one is out of range."""
         rows = torch.arange(len(self))[torch.as_tensor(indices, dtype=None if len(indices) else torch.int64)]
         if len(rows) == 0:
-            raise UserError(f"an empty subset: expected at least one of the {len(self)} pictures of the split")
+            raise UserError(f"an empty subset: expected at least one of the {len(self)} images of the split")
         return self._take(rows)
 
     @abstractmethod
     def sized(self, side: int) -> Split:
-        """The same pictures, in batches of `side` by `side` pixels."""
+        """The same images, in batches of `side` by `side` pixels."""
 
     @abstractmethod
     def _take(self, rows: Tensor) -> Split:
@@ -162,7 +162,7 @@ class Split(ABC):
     def loader(
         self, batch_size: int, *, shuffle: bool, augment: bool, seed: int = 0, drop_last: bool = False
     ) -> Loader:
-        """Batches of normalised pictures; `augment` adds the data set's random crop (and flip)."""
+        """Batches of normalised images; `augment` adds the data set's random crop (and flip)."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +213,9 @@ def absent(folder: Path) -> str:
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows (rest, chosen), both ascending; `chosen` is a random `fraction` of each class, to within one picture.
+    """Rows (rest, chosen), both ascending; `chosen` is a random `fraction` of each class, to within one image.
 
-    Systematic sampling: after shuffling and a stable sort by class, a picture is chosen whenever its position
+    Systematic sampling: after shuffling and a stable sort by class, an image is chosen whenever its position
     times `fraction` passes a whole number. `RandomState`, because NumPy froze its stream: every version of NumPy
     gives the same rows.
     """
@@ -235,15 +235,15 @@ def holdout(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, 
         raise UserError(f"held-out fraction {fraction}: expected a number between 0 and 1")
     rest, chosen = stratified(split.labels, fraction, seed)
     if len(chosen) == 0:
-        raise UserError(f"held-out fraction {fraction} of {len(split)} pictures selects none: expected a larger one")
+        raise UserError(f"held-out fraction {fraction} of {len(split)} images selects none: expected a larger one")
     return split.subset(rest), split.subset(chosen)
 
 
 def arranged(data: Dataset, eval_split: str = "test", fraction: float = 0.2, samples: int | None = None) -> Dataset:
-    """Choose the pictures of `data` to train on and to evaluate on; they are the same for every seed.
+    """Choose the images of `data` to train on and to evaluate on; they are the same for every seed.
 
-    eval_split: "validation" holds out `fraction` of the training pictures and evaluates on them.
-    samples: train on this many pictures, the same share of each class.
+    eval_split: "validation" holds out `fraction` of the training images and evaluates on them.
+    samples: train on this many images, the same share of each class.
     """
     train, test = data.train, data.test
     if eval_split == "validation":
@@ -251,7 +251,7 @@ def arranged(data: Dataset, eval_split: str = "test", fraction: float = 0.2, sam
     if samples is not None and samples != len(train):
         if not data.num_classes <= samples < len(train):
             raise UserError(
-                f"{samples} training samples: expected {data.num_classes} (one a class) to {len(train)} pictures"
+                f"{samples} training samples: expected {data.num_classes} (one a class) to {len(train)} images"
             )
         train = holdout(train, samples / len(train))[1]
     return replace(data, train=train, test=test)

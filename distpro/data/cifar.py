@@ -14,7 +14,7 @@ from ..errors import UserError
 from .base import Dataset, Request
 from .resident import Augmentation, Resident
 
-PIXELS = 3 * 32 * 32  # bytes of a picture: its red, green and blue plane
+PIXELS = 3 * 32 * 32  # bytes of an image: its red, green and blue plane
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Layout:
     train: tuple[str, ...]
     test: str
     names: str  # the file of class names
-    labels: int | str  # binary: label bytes before each picture, of which the last is used; Python: key of the labels
+    labels: int | str  # binary: label bytes before each image, of which the last is used; Python: key of the labels
 
 
 CIFAR10 = (
@@ -74,9 +74,9 @@ def _cifar(
 
     def split(*names: str) -> Resident:
         parts = [_read(root / name, layout.labels, classes) for name in names]
-        pictures = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32))
+        images = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32))
         labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
-        return Resident.of(pictures, labels, augmentation, request.device, request.cuda_graphs)
+        return Resident.of(images, labels, augmentation, request.device, request.cuda_graphs)
 
     train = split(*layout.train)
     names = _class_names(root / layout.names, layout.labels, classes)
@@ -111,7 +111,7 @@ def _read(file: Path, labels: int | str, classes: int) -> tuple[np.ndarray, np.n
         if size == 0 or size % row:
             raise UserError(
                 f"'{file}' has {size} bytes: expected a multiple of {row} "
-                f"({labels} of labels and {PIXELS} of a picture); is it truncated?"
+                f"({labels} of labels and {PIXELS} of an image); is it truncated?"
             )
         records = np.fromfile(file, np.uint8).reshape(-1, row)
         pixels, found = records[:, labels:], records[:, labels - 1]

@@ -1,6 +1,6 @@
-"""Pictures decoded, cropped and normalised by NVIDIA DALI: on the GPU, or by threads of this process on the CPU.
+"""ImageFiles decoded, cropped and normalised by NVIDIA DALI: on the GPU, or by threads of this process on the CPU.
 
-The batches equal those of the torchvision-like loader in `pictures.py`, with the same windows and flips, up to rounding
+The batches equal those of the torchvision-like loader in `images.py`, with the same windows and flips, up to rounding
 in decoding and resizing: one of 255 levels if both decode on the CPU, more at the border of a random window, because
 DALI decodes and resizes only the window.
 """
@@ -22,7 +22,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from ..errors import UserError
 from .base import Batch, Loader, mixed
-from .pictures import TRIES, Augmentation, Pictures, decoded, draw
+from .images import TRIES, Augmentation, ImageFiles, decoded, draw
 
 AHEAD = 2  # batches that DALI prefetches
 Order = tuple[list[np.ndarray], ...]  # one batch: paths uint8 [N][bytes], and random numbers float64 [N][2 * TRIES + 3]
@@ -34,8 +34,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gc.freeze)
 
 
-class DaliPictures(Pictures):
-    """A split whose pictures DALI reads from their files when a batch needs them."""
+class DaliImageFiles(ImageFiles):
+    """A split whose images DALI reads from their files when a batch needs them."""
 
     def loader(
         self, batch_size: int, *, shuffle: bool, augment: bool, seed: int = 0, drop_last: bool = False
@@ -59,11 +59,11 @@ class DaliLoader(Loader):
     DALI's readers and random operators carry state from batch to batch: to get batch k of an epoch they need the k
     batches before it, or a checkpoint of that very run. Here DALI is given the files and random numbers of every batch
     instead, so that any step of any epoch can come first, nothing has to be saved, and dropped, partial and sharded
-    batches are as `Loader._plan` has them. This takes 6 us of Python per picture (AMD EPYC).
+    batches are as `Loader._plan` has them. This takes 6 us of Python per image (AMD EPYC).
     """
 
     def __init__(
-        self, split: DaliPictures, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
+        self, split: DaliImageFiles, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
     ) -> None:
         super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self._split, self._augment = split, augment
@@ -118,7 +118,7 @@ class DaliLoader(Loader):
         """UserError for a truncated JPEG: DALI may not notice it, or may fill in what is missing.
 
         ends: uint8 [N, 4], the first two and last two bytes of each file. If a file begins like a JPEG but does not
-        end like one, Pillow decides: other bytes may follow the end of a picture.
+        end like one, Pillow decides: other bytes may follow the end of an image.
         """
         cut = (ends[:, :2] == (0xFF, 0xD8)).all(1) & (ends[:, 2:] != (0xFF, 0xD9)).any(1)
         for row in (rows[i] for i in cut.nonzero()[0]):
@@ -127,7 +127,7 @@ class DaliLoader(Loader):
                 self._intact.add(row)
 
     def _refused(self, error: RuntimeError) -> UserError:
-        """The error that names the unreadable picture among those DALI was working on: DALI itself names none."""
+        """The error that names the unreadable image among those DALI was working on: DALI itself names none."""
         rows = [row for batch in self._ahead for row in batch]
         for row in rows:
             try:
@@ -141,7 +141,7 @@ class DaliLoader(Loader):
                 next(alone)
             except RuntimeError as found:
                 path = os.fsdecode(self._path(row))
-                return UserError(f"DALI cannot read picture '{path}' ({_reason(found)}): give --loader torchvision")
+                return UserError(f"DALI cannot read image '{path}' ({_reason(found)}): give --loader torchvision")
         return UserError(f"DALI failed: {_reason(error)}; --loader torchvision does not use DALI")
 
 
@@ -151,7 +151,7 @@ def _reason(error: RuntimeError) -> str:
     return " ".join(text.split())
 
 
-def _iterator(split: DaliPictures, augment: bool, batch_size: int, source: Orders) -> Any:
+def _iterator(split: DaliImageFiles, augment: bool, batch_size: int, source: Orders) -> Any:
     """The batches that `source` orders, until it raises StopIteration: "x" and "ends" (see `_check_ends`)."""
     device = split.device
     on_gpu = device.type == "cuda"
@@ -178,7 +178,7 @@ def _iterator(split: DaliPictures, augment: bool, batch_size: int, source: Order
 def _pipeline(
     source: Any, augmentation: Augmentation, augment: bool, decoder: str, layout: str, dtype: Any
 ) -> tuple[Any, Any]:
-    """DALI's graph for `augmentation`: normalised pictures [N, C, H, W] or [N, H, W, C], and the ends of their files.
+    """DALI's graph for `augmentation`: normalised images [N, C, H, W] or [N, H, W, C], and the ends of their files.
 
     EXIF rotation is ignored and chroma is upsampled smoothly, as in Pillow; DALI's defaults differ.
     """
@@ -192,39 +192,39 @@ def _pipeline(
     size = augmentation.image_size
     if augment and not augmentation.light:
         start, shape = _random_window(found, told[1])
-        picture = fn.decoders.image_slice(file, start=start, shape=shape, axes=(0, 1), **decode)
-        picture = fn.resize(picture, size=(size, size), **resize)
+        image = fn.decoders.image_slice(file, start=start, shape=shape, axes=(0, 1), **decode)
+        image = fn.resize(image, size=(size, size), **resize)
     else:
-        picture = fn.decoders.image(file, **decode)
-        picture = _middle(picture, found, size if augmentation.light else round(size * 256 / 224), size, resize)
+        image = fn.decoders.image(file, **decode)
+        image = _middle(image, found, size if augmentation.light else round(size * 256 / 224), size, resize)
     mirror: Any = 0
     if augment:
         mirror = fn.cast(told[1][-1] < 0.5, dtype=types.INT32)
         if augmentation.light:
             pad = size // 8
             shift = _whole(fn.stack(told[1][-2], told[1][-3]) * (2 * pad + 1)) - pad  # down, right
-            picture = fn.slice(
-                picture, start=shift, shape=(size, size), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
+            image = fn.slice(
+                image, start=shift, shape=(size, size), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
             )
     mean, std = ([255 * value for value in values] for values in (augmentation.mean, augmentation.std))
-    x = fn.crop_mirror_normalize(picture, mirror=mirror, mean=mean, std=std, dtype=dtype, output_layout=layout)
+    x = fn.crop_mirror_normalize(image, mirror=mirror, mean=mean, std=std, dtype=dtype, output_layout=layout)
     return x, fn.cat(file[:2], file[-2:])
 
 
-def _middle(picture: Any, found: Any, short: int, size: int, resize: dict[str, Any]) -> Any:
-    """`pictures.middle` in DALI, whose own sizes and crop positions are rounded differently."""
+def _middle(image: Any, found: Any, short: int, size: int, resize: dict[str, Any]) -> Any:
+    """`images.middle` in DALI, whose own sizes and crop positions are rounded differently."""
     height, width = found[0], found[1]
     least = math.min(height, width)
     sides = fn.stack(height * short // least, width * short // least)
-    picture = fn.resize(picture, size=fn.cast(sides, dtype=types.FLOAT), **resize)
+    image = fn.resize(image, size=fn.cast(sides, dtype=types.FLOAT), **resize)
     spare = sides - size
     half = spare // 2
     start = half + (spare & half & 1)  # rounds half to even
-    return fn.slice(picture, start=start, shape=(size, size), axes=(0, 1))
+    return fn.slice(image, start=start, shape=(size, size), axes=(0, 1))
 
 
 def _random_window(found: Any, numbers: Any) -> tuple[Any, Any]:
-    """`pictures.random_window` in DALI: start (top, left) and shape (height, width) of the first try that fits."""
+    """`images.random_window` in DALI: start (top, left) and shape (height, width) of the first try that fits."""
     height, width = found[0], found[1]
     area = fn.cast(height * width, dtype=types.FLOAT64) * (0.08 + 0.92 * numbers[:TRIES])
     shape = 3 / 4 * math.pow(16 / 9, numbers[TRIES : 2 * TRIES])

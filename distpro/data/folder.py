@@ -1,4 +1,4 @@
-"""Folders of pictures, one folder per class: which pictures there are, and in which split."""
+"""Folders of images, one folder per class: which images there are, and in which split."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch import Tensor
 
 from ..errors import UserError, nearest, unknown
 from .base import Dataset, Request, absent, stratified
-from .pictures import Augmentation, Pictures, size_of
+from .images import Augmentation, ImageFiles, size_of
 from .synthetic import synthetic
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 LOADERS = ("dali", "torchvision", "synthetic")
 EXPECTED = "train/<class>/*.jpg with val/<class>/* (or test), or just <class>/*.jpg, which is then split 80/20"
 LOOKED_AT = 256  # images over the whole set whose size decides how all are augmented, beside each class's first
-ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: picture, class and box, separated by tabs
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet: image, class and box, separated by tabs
 
 
 def folder(request: Request) -> Dataset:
-    """The pictures below `root`, in one of three layouts; classes are the sorted names of the training folders.
+    """The images below `root`, in one of three layouts; classes are the sorted names of the training folders.
 
     root/train/<class>/* with root/val/<class>/* (or root/test, if there is no val); Tiny-ImageNet's, with
     train/<class>/images/* and val/images/* labelled by val/val_annotations.txt; or root/<class>/* alone: then
     a fixed fifth of each class is the test split, and the name of the data set says so.
 
-    Without `image_size` the batches are 224x224 or, if all pictures are small squares of one size (Tiny-ImageNet),
-    of that size. `pictures.Augmentation` describes the augmentation. UserError for a missing, empty or malformed
-    folder and, while reading, for a damaged picture. The loader "synthetic" reads no files.
+    Without `image_size` the batches are 224x224 or, if all images are small squares of one size (Tiny-ImageNet),
+    of that size. `images.Augmentation` describes the augmentation. UserError for a missing, empty or malformed
+    folder and, while reading, for a damaged image. The loader "synthetic" reads no files.
     """
     if request.loader == "synthetic":
         return synthetic(request)
@@ -55,14 +55,14 @@ def folder(request: Request) -> Dataset:
         files, labels, classes = _classes(root, "")
         rest, chosen = (rows.numpy() for rows in stratified(labels, 0.2, seed=0))
         if len(chosen) == 0:
-            raise UserError(f"'{root}' has {len(files)} pictures, too few to split 80/20: expected at least 5")
+            raise UserError(f"'{root}' has {len(files)} images, too few to split 80/20: expected at least 5")
         test = files[chosen], labels[chosen]
         files, labels = files[rest], labels[rest]
         name = f"{name} (a fixed fifth held out for test)"
     augmentation = _augmentation(root, files, labels, request)
     workers = min(8, _cores()) if request.num_workers is None else request.num_workers
-    kind = _pictures(request.loader or default_loader())
-    if kind is not Pictures:  # DALI turns, greys or shades some TIFFs otherwise, without an error
+    kind = _image_files(request.loader or default_loader())
+    if kind is not ImageFiles:  # DALI turns, greys or shades some TIFFs otherwise, without an error
         tiff = next((file for file in [*files, *test[0]] if file.lower().endswith((b".tif", b".tiff"))), None)
         if tiff is not None:
             raise UserError(f"DALI reads some TIFFs unlike Pillow ('{os.fsdecode(tiff)}'): give --loader torchvision")
@@ -77,19 +77,19 @@ def default_loader() -> Literal["dali", "torchvision"]:
     return "dali" if find_spec("nvidia") and find_spec("nvidia.dali") else "torchvision"
 
 
-def _pictures(loader: str) -> type[Pictures]:
+def _image_files(loader: str) -> type[ImageFiles]:
     """The split class for `loader`; UserError if that is DALI and it cannot be imported."""
     if loader == "torchvision":
-        return Pictures
+        return ImageFiles
     try:
-        from .dali import DaliPictures
+        from .dali import DaliImageFiles
     except (ImportError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"--loader dali cannot be used ({reason}): expected nvidia-dali-cuda130 "
             "(pip install 'distpro[dali]', Linux), or take --loader torchvision"
         ) from None
-    return DaliPictures
+    return DaliImageFiles
 
 
 def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.ndarray, Tensor, tuple[str, ...]]:
@@ -111,11 +111,11 @@ def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.nda
         deeper = next((name for name in folders if _inside(root / here / name)[0]), None)
         if found and deeper:
             raise UserError(
-                f"class folder '{root / here}' holds pictures and a folder '{deeper}' of pictures: expected {EXPECTED}"
+                f"class folder '{root / here}' holds images and a folder '{deeper}' of images: expected {EXPECTED}"
             )
         if not found:
             endings = " ".join(ENDINGS)
-            raise UserError(f"no pictures ({endings}) in class folder '{root / here}': expected {EXPECTED}")
+            raise UserError(f"no images ({endings}) in class folder '{root / here}': expected {EXPECTED}")
         files += [os.path.join(here, file) for file in found]
         labels += [(known or names).index(name)] * len(found)
     return _packed(files), torch.tensor(labels), tuple(names)
@@ -123,8 +123,8 @@ def _classes(root: Path, part: str, known: tuple[str, ...] = ()) -> tuple[np.nda
 
 def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndarray, Tensor]:
     """Files and labels listed in Tiny-ImageNet's annotations, in that order."""
-    source, pictures = root / part / ANNOTATIONS, root / part / "images"
-    present = set(_inside(pictures)[0]) if pictures.is_dir() else set()
+    source, images = root / part / ANNOTATIONS, root / part / "images"
+    present = set(_inside(images)[0]) if images.is_dir() else set()
     index = {name: label for label, name in enumerate(classes)}
     files: list[str] = []
     labels: list[int] = []
@@ -133,16 +133,16 @@ def _annotated(root: Path, part: str, classes: tuple[str, ...]) -> tuple[np.ndar
         if name not in index:
             raise UserError(f"in '{source}', line {number}: {unknown('class', name, classes)}")
         if file not in present:
-            raise UserError(f"'{source}', line {number}, names '{file}': expected it in '{pictures}'")
+            raise UserError(f"'{source}', line {number}, names '{file}': expected it in '{images}'")
         files.append(os.path.join(part, "images", file))
         labels.append(index[name])
     if not files:
-        raise UserError(f"'{source}' names no pictures: expected lines of picture, tab, class")
+        raise UserError(f"'{source}' names no images: expected lines of image, tab, class")
     return _packed(files), torch.tensor(labels)
 
 
 def _augmentation(root: Path, files: np.ndarray, labels: Tensor, request: Request) -> Augmentation:
-    """Chosen by the sizes of some pictures: small ones are augmented lightly and keep their size."""
+    """Chosen by the sizes of some images: small ones are augmented lightly and keep their size."""
     first = np.unique(labels.numpy(), return_index=True)[1]
     spread = np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)  # one small one may come first
     sizes = {size_of(os.path.join(os.fsencode(root), file)) for file in files[np.union1d(first, spread)]}
@@ -162,7 +162,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _inside(folder: Path) -> tuple[list[str], list[str]]:
-    """The pictures and the folders directly in `folder`, each sorted by name, without hidden ones and __MACOSX."""
+    """The images and the folders directly in `folder`, each sorted by name, without hidden ones and __MACOSX."""
     files: list[str] = []
     folders: list[str] = []
     for entry in os.scandir(folder):

@@ -1,4 +1,4 @@
-"""Small pictures kept on the device, where whole batches are cropped, flipped and normalised at once."""
+"""Small images kept on the device, where whole batches are cropped, flipped and normalised at once."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .base import Batch, Loader, Split, generator
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How stored pictures become network input; `mean` and `std` per channel are of values divided by `peak`."""
+    """How stored images become network input; `mean` and `std` per channel are of values divided by `peak`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: int  # random shift by up to this many pixels, padded with zeros
-    flip: bool  # horizontally, half of the pictures
+    flip: bool  # horizontally, half of the images
     image_size: int | None = None  # resize to this side after the crop; None keeps the size
     peak: float = 255.0
-    alternate: bool = False  # flip each picture in every other epoch, so that two epochs show it both ways
+    alternate: bool = False  # flip each image in every other epoch, so that two epochs show it both ways
 
 
 @dataclass(frozen=True, eq=False)
 class Resident(Split):
-    """A split in memory, uint8 [N, C, H + 2p, W + 2p]: pictures padded by p = `augmentation.padding` zeros."""
+    """A split in memory, uint8 [N, C, H + 2p, W + 2p]: images padded by p = `augmentation.padding` zeros."""
 
     padded: Tensor
     labels: Tensor
@@ -39,10 +39,10 @@ class Resident(Split):
 
     @staticmethod
     def of(
-        pictures: Tensor, labels: Tensor, augmentation: Augmentation, device: torch.device, graphs: bool = True
+        images: Tensor, labels: Tensor, augmentation: Augmentation, device: torch.device, graphs: bool = True
     ) -> Resident:
-        """`pictures` uint8 [N, C, H, W] with `labels` int64 [N], moved to `device`."""
-        return Resident(F.pad(pictures.to(device), [augmentation.padding] * 4), labels, augmentation, graphs)
+        """`images` uint8 [N, C, H, W] with `labels` int64 [N], moved to `device`."""
+        return Resident(F.pad(images.to(device), [augmentation.padding] * 4), labels, augmentation, graphs)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,10 +110,10 @@ class ResidentLoader(Loader):
 def draw(
     rows: Tensor, augmentation: Augmentation, key: tuple[int, int, int] | None, first: Tensor | None = None
 ) -> Tensor:
-    """What a batch is made of, int64 [4, N]: row, top and left in the padded picture, flip (0 or 1).
+    """What a batch is made of, int64 [4, N]: row, top and left in the padded image, flip (0 or 1).
 
     The numbers depend only on `key` = (seed, epoch, step), not on the device; without a key the middle is cropped
-    and nothing flipped. first: [M], whether each picture is flipped in epoch 0, if flips alternate.
+    and nothing flipped. first: [M], whether each image is flipped in epoch 0, if flips alternate.
     """
     count, pad = len(rows), augmentation.padding
     draws = torch.stack([rows, *torch.full((2, count), pad), torch.zeros_like(rows)])
@@ -126,9 +126,9 @@ def draw(
 
 
 def window(padded: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
-    """The pictures of a batch, uint8 [N, C, H, W], from `padded` [M, C, H + 2p, W + 2p] by `draws` [4, N].
+    """The images of a batch, uint8 [N, C, H, W], from `padded` [M, C, H + 2p, W + 2p] by `draws` [4, N].
 
-    Equivalent to: padded[row, :, top : top + H, left : left + W], flipped if flip is 1, for each picture.
+    Equivalent to: padded[row, :, top : top + H, left : left + W], flipped if flip is 1, for each image.
     All crops are one indexed read from a view of all possible windows, and nothing waits for the device, so that
     a CUDA graph can capture it.
     """

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .base import Batch, Dataset, Loader, Request, Split
 
-CLASSES, TRAIN, TEST = 1000, 1_281_167, 2_000  # ImageNet's, except for the number of test pictures
+CLASSES, TRAIN, TEST = 1000, 1_281_167, 2_000  # ImageNet's, except for the number of test images
 
 
 @dataclass(frozen=True, eq=False)
 class Synthetic(Split):
-    """Noise pictures `[C, H, W]` with evenly distributed labels."""
+    """Noise images `[C, H, W]` with evenly distributed labels."""
 
     labels: Tensor
     shape: tuple[int, int, int]
@@ -51,7 +51,7 @@ class SyntheticLoader(Loader):
 
 
 def synthetic(request: Request) -> Dataset:
-    """As many classes and training pictures as ImageNet has, 224x224 unless `image_size` says otherwise."""
+    """As many classes and training images as ImageNet has, 224x224 unless `image_size` says otherwise."""
     size = request.image_size or 224
     names = tuple(map(str, range(CLASSES)))
     train, test = (Synthetic(torch.arange(count) % CLASSES, (3, size, size), request) for count in (TRAIN, TEST))

@@ -48,12 +48,12 @@ def create_model(
     pretrained: bool = False,
     image_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
-    """The network `name`: pictures [N, in_chans, H, W] to logits [N, num_classes].
+    """The network `name`: images [N, in_chans, H, W] to logits [N, num_classes].
 
     name: of the zoo, in any letter case, or of timm; the prefixes `cifar:` and `timm:` choose one of them. A plain
         name known to both is the zoo's (`vgg13`), unless only timm spells it that way: `resnet50` is timm's.
     pretrained: load timm's published weights; the zoo has none: load a checkpoint instead.
-    image_size: of the pictures, for timm models that must know it. Others take any size; so do, if it is given,
+    image_size: of the images, for timm models that must know it. Others take any size; so do, if it is given,
         those whose position embedding timm can resize (plain ViTs).
     Raises UserError for an unknown name, and if timm cannot build the model or get its weights.
     """
@@ -155,5 +155,5 @@ def _timm_model(
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"timm cannot create '{name}'{how}: {reason}") from error
     if getattr(getattr(model, "patch_embed", None), "num_patches", None) == 0:
-        raise UserError(f"the patches of '{name}' are larger than the pictures ({image_size})")
+        raise UserError(f"the patches of '{name}' are larger than the images ({image_size})")
     return model

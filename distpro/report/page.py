@@ -118,7 +118,7 @@ def _results(entries: Sequence[Entry], measured: str) -> str:
     shown = [(name, cell) for name, cell, wanted in columns if wanted]
     body = [[cell(entry) for _, cell in shown] for entry in entries]
     table = _table([name for name, _ in shown], body, "results", entries.index(main) if main else None)
-    told = f"Accuracy on the {measured} pictures after the last epoch, n = 1."
+    told = f"Accuracy on the {measured} images after the last epoch, n = 1."
     return f"{table}<p class='note'>{told}</p>"
 
 
@@ -140,7 +140,7 @@ def _process(process: Process) -> str:
     times, weights = sample(process)
     columns = {"Start": 0, "Middle": len(times) // 2, "End": -1} if moments > 1 else {"At all times": 0}
     tables = "".join(_moment(process, weights[i], name) for name, i in columns.items())
-    figures = _pictures("process", plot_process(process), plot_process(process, narrow=True), caption)
+    figures = _figures("process", plot_process(process), plot_process(process, narrow=True), caption)
     return f"{figures}<div class='side moments'>{tables}</div>{_dropped(times, weights)}"
 
 
@@ -173,11 +173,11 @@ def _dropped(times: np.ndarray, weights: np.ndarray) -> str:
 
 
 def _curves(rows: Sequence[Row], measured: str) -> str:
-    caption = f"Accuracy on the {measured} pictures after each epoch, n = 1."
-    return _pictures("curves", plot_curves(rows), plot_curves(rows, narrow=True), caption)
+    caption = f"Accuracy on the {measured} images after each epoch, n = 1."
+    return _figures("curves", plot_curves(rows), plot_curves(rows, narrow=True), caption)
 
 
-def _pictures(name: str, wide: Figure, narrow: Figure, caption: str) -> str:
+def _figures(name: str, wide: Figure, narrow: Figure, caption: str) -> str:
     """One figure in two layouts; the page shows the one that fits the screen."""
     both = "".join(
         inline(figure, f"{name}-{kind}").replace("<svg", f'<svg class="{kind}"', 1)

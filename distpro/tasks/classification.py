@@ -49,10 +49,10 @@ class Classification:
                 loss = F.cross_entropy(logits, y, reduction="sum").double()
                 sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss])
                 count += len(y)  # on the host: moving it would wait for the device at every batch
-        *values, pictures = parallel.all_reduce_sum(torch.cat([sums, sums.new_tensor([count])])).tolist()
-        if not pictures:
+        *values, images = parallel.all_reduce_sum(torch.cat([sums, sums.new_tensor([count])])).tolist()
+        if not images:
             raise ValueError("nothing to evaluate: the loader is empty")
-        top1, top5, total = (value / pictures for value in values)
+        top1, top5, total = (value / images for value in values)
         return Metrics(100 * top1, 100 * top5, total)
 
 

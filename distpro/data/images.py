@@ -1,4 +1,4 @@
-"""Reading pictures from files: decoded, cropped and resized by worker processes, normalised on the device."""
+"""Reading images from files: decoded, cropped and resized by worker processes, normalised on the device."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Job = tuple[int, int | None]  # row of the split, and the seed of its augmentati
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a picture of any size becomes image_size x image_size pixels.
+    """How an image of any size becomes image_size x image_size pixels.
 
     Standard (ImageNet's): training resizes a random window with 8 to 100 % of the area and an aspect ratio of 3:4
-    to 4:3; testing resizes the short side to image_size * 256 / 224 and crops the middle. Light, for pictures of at
+    to 4:3; testing resizes the short side to image_size * 256 / 224 and crops the middle. Light, for images of at
     most 64 pixels, where such windows would leave only a few: the short side becomes image_size (most have it
     already), the middle is cropped, and training shifts it by up to image_size / 8 pixels, padded with zeros. In
-    both, training flips half of the pictures. Pixels, in 0 to 1, are normalised by `mean` and `std` per channel.
+    both, training flips half of the images. Pixels, in 0 to 1, are normalised by `mean` and `std` per channel.
     """
 
     image_size: int
@@ -39,35 +39,35 @@ class Augmentation:
     mean: Channels = MEAN
     std: Channels = STD
 
-    def __call__(self, picture: Image.Image, seed: int | None) -> Image.Image:
-        """`picture`: RGB. `seed`: None for testing."""
+    def __call__(self, image: Image.Image, seed: int | None) -> Image.Image:
+        """`image`: RGB. `seed`: None for testing."""
         size = self.image_size
         if seed is None:
-            return middle(picture, size if self.light else round(size * 256 / 224), size)
+            return middle(image, size if self.light else round(size * 256 / 224), size)
         chances = draw(seed)
         *_, x, y, flip = chances
         if self.light:
             pad = size // 8
             left, top = (int(u * (2 * pad + 1)) - pad for u in (x, y))
-            picture = middle(picture, size, size).crop((left, top, left + size, top + size))  # outside is 0
+            image = middle(image, size, size).crop((left, top, left + size, top + size))  # outside is 0
         else:
-            box = random_window(*picture.size, chances)
-            picture = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip < 0.5 else picture
+            box = random_window(*image.size, chances)
+            image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip < 0.5 else image
 
 
-def middle(picture: Image.Image, short: int, size: int) -> Image.Image:
+def middle(image: Image.Image, short: int, size: int) -> Image.Image:
     """Resize the short side to `short` pixels (>= size) and crop the middle square of side `size`."""
-    width, height = picture.size
+    width, height = image.size
     if min(width, height) != short:
-        width, height = (int(short * side / min(picture.size)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        width, height = (int(short * side / min(image.size)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return picture.crop((left, top, left + size, top + size)) if picture.size != (size, size) else picture
+    return image.crop((left, top, left + size, top + size)) if image.size != (size, size) else image
 
 
 def draw(seed: int) -> list[float]:
-    """Random numbers for one picture, uniform in [0, 1): TRIES areas, TRIES aspect ratios, left, top and flip."""
+    """Random numbers for one image, uniform in [0, 1): TRIES areas, TRIES aspect ratios, left, top and flip."""
     chance = random.Random(seed)
     return [chance.random() for _ in range(2 * TRIES + 3)]
 
@@ -89,34 +89,34 @@ def random_window(width: int, height: int, chances: list[float]) -> tuple[int, i
 def size_of(file: bytes) -> tuple[int, int]:
     """Width and height in pixels, from the file's header; UserError if it cannot be read."""
     try:
-        with Image.open(os.fsdecode(file)) as picture:
-            return picture.size
+        with Image.open(os.fsdecode(file)) as image:
+            return image.size
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise unreadable(file, error) from None
 
 
 def decoded(file: bytes) -> Image.Image:
-    """The picture in `file` as RGB: greyscale, palette, CMYK and transparent ones are converted."""
+    """The image in `file` as RGB: greyscale, palette, CMYK and transparent ones are converted."""
     try:
-        with Image.open(os.fsdecode(file)) as picture:
-            if picture.mode in ("I", "F"):
+        with Image.open(os.fsdecode(file)) as image:
+            if image.mode in ("I", "F"):
                 raise ValueError("it has 32 bits per pixel, expected 8 or 16")
-            if picture.mode.startswith("I;16"):  # Pillow would clip values above 255
-                levels = (np.asarray(picture).astype(np.uint32) + 128) // 257
+            if image.mode.startswith("I;16"):  # Pillow would clip values above 255
+                levels = (np.asarray(image).astype(np.uint32) + 128) // 257
                 return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-            return picture.convert("RGB")
+            return image.convert("RGB")
     except Exception as error:
         raise unreadable(file, error) from None
 
 
 def unreadable(file: bytes, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
-    return UserError(f"cannot read picture '{os.fsdecode(file)}': {reason or type(error).__name__}")
+    return UserError(f"cannot read image '{os.fsdecode(file)}': {reason or type(error).__name__}")
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures(Split):
-    """A split whose pictures are read from their files when a batch needs them."""
+class ImageFiles(Split):
+    """A split whose images are read from their files when a batch needs them."""
 
     files: np.ndarray  # paths below `root` as bytes [N]: one block of memory, which worker processes share
     labels: Tensor
@@ -127,16 +127,16 @@ class Pictures(Split):
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
-    def sized(self, side: int) -> Pictures:
+    def sized(self, side: int) -> ImageFiles:
         return replace(self, augmentation=replace(self.augmentation, image_size=side))
 
-    def _take(self, rows: Tensor) -> Pictures:
+    def _take(self, rows: Tensor) -> ImageFiles:
         return replace(self, files=self.files[rows.numpy()], labels=self.labels[rows])
 
     def loader(
         self, batch_size: int, *, shuffle: bool, augment: bool, seed: int = 0, drop_last: bool = False
     ) -> Loader:
-        return PictureLoader(self, batch_size, shuffle, augment, seed, drop_last)
+        return ImageFileLoader(self, batch_size, shuffle, augment, seed, drop_last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +150,10 @@ class Reader(TorchDataset):
     def __getitems__(self, jobs: list[Job]) -> Tensor | UserError:
         try:
             files = [(os.path.join(self.root, self.files[row]), seed) for row, seed in jobs]
-            pictures = [np.asarray(self.augmentation(decoded(file), seed)) for file, seed in files]
+            images = [np.asarray(self.augmentation(decoded(file), seed)) for file, seed in files]
         except UserError as error:
             return error  # raised here, it would arrive wrapped in the worker's traceback
-        return torch.from_numpy(np.stack(pictures))
+        return torch.from_numpy(np.stack(images))
 
 
 @dataclass
@@ -166,11 +166,11 @@ class Jobs:
         return self.batches
 
 
-class PictureLoader(Loader):
+class ImageFileLoader(Loader):
     """Batches read from files; the worker processes start with the first pass and live as long as the loader."""
 
     def __init__(
-        self, split: Pictures, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
+        self, split: ImageFiles, batch_size: int, shuffle: bool, augment: bool, seed: int, drop_last: bool
     ) -> None:
         super().__init__(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self._labels, self._augment, self._device = split.labels, augment, split.device

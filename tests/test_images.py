@@ -15,7 +15,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as TF
 
 from distpro.data import MEAN, STD, create_dataset, holdout
-from distpro.data.pictures import decoded, draw, random_window
+from distpro.data.images import decoded, draw, random_window
 from distpro.errors import UserError
 
 
@@ -27,8 +27,8 @@ def test_folder_keeps_labels_and_matches_torchvision(photos):
     x, _ = next(iter(data.train.loader(18, shuffle=False, augment=False)))
     usual = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     for row, file in ((0, "ant/0.jpg"), (5, "ant/grey.jpeg"), (11, "bee/print.JPG"), (17, "cat/clear.png")):
-        picture = Image.open(photos / "train" / file).convert("RGB")
-        torch.testing.assert_close(x[row], IMAGENET(usual(picture)), atol=2e-6, rtol=0)
+        image = Image.open(photos / "train" / file).convert("RGB")
+        torch.testing.assert_close(x[row], IMAGENET(usual(image)), atol=2e-6, rtol=0)
     x, _ = next(iter(data.train.loader(18, shuffle=False, augment=True)))
     assert x.shape == (18, 3, 224, 224)
 
@@ -50,7 +50,7 @@ def test_random_windows_are_spread_as_torchvisions(width, height):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_small_pictures_are_shifted_and_flipped(tmp_path, loader):
+def test_small_images_are_shifted_and_flipped(tmp_path, loader):
     for i in range(8):
         save(tmp_path / f"{'ab'[i % 2]}/{i}.png", i, size=(48, 48))
     data = create_dataset("folder", tmp_path, num_workers=0, loader=loader)
@@ -92,7 +92,7 @@ def test_the_mean_of_a_data_set_in_memory_is_its_own():
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_damaged_picture_is_named(tmp_path, loader, workers):
+def test_a_damaged_image_is_named(tmp_path, loader, workers):
     for i in range(12):
         save(tmp_path / f"{'ab'[i % 2]}/{i}.jpg", i, size=(80, 80))
     train = create_dataset("folder", tmp_path, image_size=32, num_workers=workers, loader=loader).train
@@ -100,12 +100,12 @@ def test_a_damaged_picture_is_named(tmp_path, loader, workers):
     damaged.write_bytes(damaged.read_bytes()[:-200])
     loader = train.loader(2, shuffle=False, augment=True)
     for _ in range(2):  # the workers survive it
-        with pytest.raises(UserError, match=f"^cannot read picture '{damaged}': .*truncated.*$") as caught:
+        with pytest.raises(UserError, match=f"^cannot read image '{damaged}': .*truncated.*$") as caught:
             list(loader)
         assert "\n" not in str(caught.value)
     first = tmp_path / os.fsdecode(train.files[0])
-    first.write_text("not a picture")
-    with pytest.raises(UserError, match=f"cannot read picture '{first}'"):
+    first.write_text("not an image")
+    with pytest.raises(UserError, match=f"cannot read image '{first}'"):
         create_dataset("folder", tmp_path)
 
 
@@ -118,13 +118,13 @@ def test_16_bits_a_pixel_are_as_bright_as_8(tmp_path, loader):
             Image.fromarray(grey).save(tmp_path / name / f"{i}.png")
         Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name / "wide.png")
     split = create_dataset("folder", tmp_path, image_size=40, num_workers=0, loader=loader).train
-    pictures = [x for x, _ in split.loader(1, shuffle=False, augment=False)]
+    images = [x for x, _ in split.loader(1, shuffle=False, augment=False)]
     assert any(b"wide" in file for file in split.files)
-    for x in pictures:
-        torch.testing.assert_close(x, pictures[0], rtol=0, atol=0.02)
+    for x in images:
+        torch.testing.assert_close(x, images[0], rtol=0, atol=0.02)
 
 
-def test_a_picture_of_32_bits_a_pixel_is_refused(tmp_path):
+def test_an_image_of_32_bits_a_pixel_is_refused(tmp_path):
     Image.fromarray(np.ones((20, 20), np.float32)).save(tmp_path / "1.tif")
     with pytest.raises(UserError, match=r"1\.tif': it has 32 bits per pixel, expected 8 or 16"):
         decoded(os.fsencode(tmp_path / "1.tif"))
@@ -170,7 +170,7 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "set/validation/ant").mkdir(parents=True)
     refused("neither 'val' nor 'test' \\(rename 'validation'")
     (tmp_path / "set/validation").rename(tmp_path / "set/test")
-    refused(r"no pictures \(.jpg .*\) in class folder '.*/set/train/ant'")
+    refused(r"no images \(.jpg .*\) in class folder '.*/set/train/ant'")
     save(tmp_path / "set/train/ant/0.jpg", 0)
     save(tmp_path / "set/test/aunt/0.jpg", 0)
     (tmp_path / "set/test/ant").rmdir()
@@ -180,7 +180,7 @@ def test_folders_that_are_none(tmp_path):
     save(tmp_path / "set/train/ant/young/0.jpg", 0)
     save(tmp_path / "set/train/ant/.thumbs/0.jpg", 0)  # hidden: no matter
     (tmp_path / "set/train/ant/no.png").mkdir()  # nor an empty folder, whatever its name
-    refused("class folder '.*/ant' holds pictures and a folder 'young' of pictures")
+    refused("class folder '.*/ant' holds images and a folder 'young' of images")
     (tmp_path / "set/train/ant/no.png").rmdir()
     (tmp_path / "set/train/ant/young").rename(tmp_path / "set/train/__unknown__")
     assert create_dataset("folder", tmp_path / "set").num_classes == 2
@@ -202,8 +202,8 @@ def test_tiny_imagenet_layout(tmp_path, loader):
     assert (data.shape, data.class_names) == ((3, 64, 64), ("n00", "n01", "n02"))
     assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 0, 1, 1, 2, 2], [2, 1, 0, 2, 1, 0])
     x, _ = next(iter(data.test.loader(6, shuffle=False, augment=False)))
-    picture = TF.to_dtype(TF.pil_to_tensor(Image.open(tmp_path / "val/images/val_3.JPEG")), scale=True)
-    torch.testing.assert_close(x[3], IMAGENET(picture), atol=2e-6, rtol=0)
+    image = TF.to_dtype(TF.pil_to_tensor(Image.open(tmp_path / "val/images/val_3.JPEG")), scale=True)
+    torch.testing.assert_close(x[3], IMAGENET(image), atol=2e-6, rtol=0)
     for line, match in (("val_9.JPEG\tn01", "'val_9.JPEG': expected it in"), ("val_1.JPEG\tn1", "line 1.*n01")):
         notes.write_text(line)
         with pytest.raises(UserError, match=match):
@@ -255,7 +255,7 @@ def test_real_tiny_imagenet(tmp_path, loader):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
-def test_real_full_size_pictures(loader):
+def test_real_full_size_images(loader):
     root = SHARED / "data/imagenet-sample/images"
     if not root.is_dir():
         pytest.skip("imagenet-sample is not at hand: expected it in ../shared/data")
