@@ -37,16 +37,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     name = request.config.getoption("--device")
-    if _native.native() is None or not _native.serves(name):
+    if _native.native() is None or not _native.has_kernels(name):
         pytest.skip(f"no native layer for {name}: {_native.why_not()}")
     return torch.device(name)
 
 
 @pytest.fixture
-def contest(
+def compare_ops(
     benchmark: Any, request: pytest.FixtureRequest, device: torch.device
 ) -> Callable[[dict[str, Callable[[], Any]], int, Any], None]:
-    """`contest(contenders, counted_bytes, shapes)`: times each contender and writes `extra_info`.
+    """`compare_ops(contenders, counted_bytes, shapes)`: times each contender and writes `extra_info`.
 
     `contenders["native"]` is what pytest-benchmark reports; the ratios to the others are quartiles over rounds of the
     ratio within a round. `counted_bytes`: the least that the work has to move.
@@ -85,10 +85,10 @@ def contest(
 
 
 @pytest.fixture
-def race(
+def compare_steps(
     benchmark: Any, request: pytest.FixtureRequest, device: torch.device
 ) -> Callable[..., dict[str, dict[str, float]]]:
-    """`race(steps, winner, clock, **facts)`: times whole training steps and writes `extra_info`.
+    """`compare_steps(steps, winner, clock, **facts)`: times whole training steps and writes `extra_info`.
 
     Returns `ratio[a][b]`, the median over rounds of a's time over b's within a round. `steps[winner]` is what
     pytest-benchmark reports. `clock`: for times on a CPU.

@@ -38,11 +38,11 @@ def referred(step):
 
 
 @pytest.mark.parametrize("precision", [Precision(), BF16], ids=["float32", "bfloat16"])
-def test_distill_step(race, device, request, benchmark, precision):
+def test_distill_step(compare_steps, device, request, benchmark, precision):
     count = request.config.getoption("--cifar-batch")
     x, y = batch(count, device)
     process = dropping()
-    assert process.dropped() == pytest.approx(0.6, abs=0.1)
+    assert process.dropped_fraction() == pytest.approx(0.6, abs=0.1)
     plain = {name: step_of(name, device, precision) for name in ("none", "kd", "reviewkd")}
     plain["uniform"] = step_of("distpro", device, precision)
     plain["float32 uniform"] = step_of("distpro", device, Precision())
@@ -65,7 +65,7 @@ def test_distill_step(race, device, request, benchmark, precision):
     for name, step in made.items():  # at captured moments only: another one would evict a graph
         assert all(torch.isfinite(step(*arguments)["loss"]) for arguments in calls.get(name, [(x, y, 0.5)])), name
 
-    ratio = race(steps, "dropping 0.33", batch=count, dropped=process.dropped(), goals=GOALS)
+    ratio = compare_steps(steps, "dropping 0.33", batch=count, dropped=process.dropped_fraction(), goals=GOALS)
     ratios = {
         f"dropping / {other}": round(sum(s * ratio[f"dropping {at:.2f}"][other] for at, s in MOMENTS.items()), 4)
         for other in ("none", "kd", "reviewkd", "uniform")

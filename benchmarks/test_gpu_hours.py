@@ -104,7 +104,7 @@ def to_finish(hours, student, unit):
 
 
 @pytest.mark.parametrize(("teacher", "student", "task"), PAIRS, ids=[f"{t}-{s}" for t, s, _ in PAIRS])
-def test_hours(race, device, request, benchmark, teacher, student, task):
+def test_hours(compare_steps, device, request, benchmark, teacher, student, task):
     if device.type == "cpu" and student not in QUICK and not request.config.getoption("--all-pairs"):
         pytest.skip("takes long on a CPU: --all-pairs measures it")
     count = request.config.getoption("--cifar-batch" if task.side == CIFAR.side else "--imagenet-batch")
@@ -142,7 +142,7 @@ def test_hours(race, device, request, benchmark, teacher, student, task):
     for name, step in steps.items():
         assert torch.isfinite(step()["loss"]), name
 
-    race(steps, "reviewkd", time.process_time, batch=count, pathways=len(paths))
+    compare_steps(steps, "reviewkd", time.process_time, batch=count, pathways=len(paths))
     median = {name: found[1] / 3.6e6 / count for name, found in benchmark.extra_info["milliseconds"].items()}
     hours = {name: median[name] * task.distilled for name in ("alone", "kd", "reviewkd")}
     hours["search"] = median["search"] * task.searched

@@ -28,7 +28,7 @@ def drawn(root: Path, count: int) -> Path:
 
 @pytest.mark.skipif(default_loader() != "dali", reason="DALI is absent: pip install 'distpro[dali]'")
 @pytest.mark.parametrize("augment", [True, False], ids=["train", "evaluate"])
-def test_loader(race, benchmark, request, device, tmp_path, augment):
+def test_loader(compare_steps, benchmark, request, device, tmp_path, augment):
     """One epoch of decoded, cropped, flipped and normalised batches on the device, with new windows every round."""
     count, batch = request.config.getoption("--jpegs"), request.config.getoption("--jpeg-batch")
     root = request.config.getoption("--jpeg-folder") or drawn(tmp_path, count)
@@ -45,7 +45,7 @@ def test_loader(race, benchmark, request, device, tmp_path, augment):
         return sum(len(y) for _, y in loaders[name])
 
     assert {name: epoch(name) for name in loaders} == dict.fromkeys(loaders, len(split))
-    ratio = race(
+    ratio = compare_steps(
         {name: lambda name=name: epoch(name) for name in loaders},
         "dali",
         images=len(split),

@@ -69,7 +69,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 )
 @pytest.mark.parametrize("train", [False, True], ids=["forward", "train"])
 @pytest.mark.parametrize("size", SIZES)
-def test_pathway_loss(contest, request, device, size, train, dtype, last):
+def test_pathway_loss(compare_ops, request, device, size, train, dtype, last):
     students, teachers, weights, shapes = make(size, dtype, last, request, device)
 
     def with_formula(function: Any) -> Any:
@@ -96,10 +96,10 @@ def test_pathway_loss(contest, request, device, size, train, dtype, last):
     del wide, wanted, loss, per_pathway
 
     elements = sum(s.numel() for s in students)
-    contest(contenders, elements * dtype.itemsize * (5 if train else 2), shapes)
+    compare_ops(contenders, elements * dtype.itemsize * (5 if train else 2), shapes)
 
 
-def test_pathway_dots(contest, request, device):
+def test_pathway_dots(compare_ops, request, device):
     students, teachers, _, shapes = make("cifar", torch.float32, False, request, device)
     left = [s.detach() for s in students]
     contenders = {
@@ -108,4 +108,4 @@ def test_pathway_dots(contest, request, device):
     }
     want = torch.stack([(a.double() * b.double()).sum() for a, b in zip(left, teachers, strict=True)])
     assert relative(contenders["native"](), want) < 1e-5
-    contest(contenders, sum(x.numel() for x in left) * 8, shapes)
+    compare_ops(contenders, sum(x.numel() for x in left) * 8, shapes)

@@ -27,7 +27,7 @@ def shapes_of(name: str) -> list[torch.Size]:
 
 
 @pytest.mark.parametrize("model", ["wrn_16_2", "resnet18"])
-def test_perturb(contest, device, model):
+def test_perturb(compare_ops, device, model):
     torch.manual_seed(0)
     parameters = [torch.randn(shape, device=device) for shape in shapes_of(model)]
     direction = [torch.randn_like(p) for p in parameters]
@@ -39,4 +39,4 @@ def test_perturb(contest, device, model):
     for got, want in zip(contenders["native"](), contenders["eager"](), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
     elements = sum(p.numel() for p in parameters)
-    contest(contenders, 5 * 4 * elements, f"{len(parameters)} tensors, {elements} numbers")
+    compare_ops(contenders, 5 * 4 * elements, f"{len(parameters)} tensors, {elements} numbers")

@@ -18,7 +18,7 @@ KINDS = {"float32": (torch.float32, torch.contiguous_format), "bfloat16": (torch
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("data", "name", "inputs", "outputs", "small", "large"), MAPS)
-def test_resized_conv(race, device, request, benchmark, kind, data, name, inputs, outputs, small, large):
+def test_resized_conv(compare_steps, device, request, benchmark, kind, data, name, inputs, outputs, small, large):
     dtype, layout = KINDS[kind]
     count = request.config.getoption(f"--{data}-batch")
     torch.manual_seed(0)
@@ -41,6 +41,6 @@ def test_resized_conv(race, device, request, benchmark, kind, data, name, inputs
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).norm() < tolerance * theirs.norm()
     steps = {"one": lambda: passes(lambda: conv(x)), "two": lambda: passes(plain)}
-    ratio = race(steps, "one", batch=count, shape=(inputs, outputs, small, large))
+    ratio = compare_steps(steps, "one", batch=count, shape=(inputs, outputs, small, large))
     benchmark.extra_info["two / one"] = ratio["two"]["one"]
     print("", f"{data} {name} {kind}: two / one {ratio['two']['one']}", sep="\n")

@@ -78,7 +78,7 @@ def errors(device):
     return found
 
 
-def test_search_step(race, device, request, benchmark):
+def test_search_step(compare_steps, device, request, benchmark):
     count = request.config.getoption("--cifar-batch")
     (x, y), validation = batch(count, device), batch(count, device, 1)
     train = step_of(device, validation, alpha_every=10**9)
@@ -102,7 +102,7 @@ def test_search_step(race, device, request, benchmark):
         pairs.append(("exact, without graphs", "exact"))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the steps are timed as they are run, in TF32
         wrong = errors(device)
-    ratio = race(steps, "exact", batch=count, relative_error=wrong, goals=GOALS[device.type])
+    ratio = compare_steps(steps, "exact", batch=count, relative_error=wrong, goals=GOALS[device.type])
     benchmark.extra_info["ratios"] = {f"{a} / {b}": ratio[a][b] for a, b in pairs}
     print("", benchmark.extra_info["ratios"], benchmark.extra_info["milliseconds"], wrong, sep="\n")
     assert wrong["exact"] < 1e-3

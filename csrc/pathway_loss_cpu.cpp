@@ -69,9 +69,9 @@ void prefer_huge_pages([[maybe_unused]] std::uintptr_t start, [[maybe_unused]] s
 }
 
 // The geometry of each pathway, and scratch memory for each thread.
-class Workplace {
+class Workspace {
  public:
-  explicit Workplace(const PathwayPlan& plan) {
+  explicit Workspace(const PathwayPlan& plan) {
     std::int64_t most = 0;  // scratch elements of a thread
     for (const Pathway& p : plan.pathways) {
       geometries_.push_back(geometry(p, plan.distance));
@@ -114,7 +114,7 @@ void for_each_tile(const PathwayPlan& plan, const Run& run) {
 const char* simd() { return kernels().name; }
 
 void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call) {
-  Workplace work(plan);
+  Workspace work(plan);
   const ForwardTile run = kernels().forward[static_cast<int>(plan.dtype)];
   const std::size_t size = accumulation_size(plan.dtype);
   for_each_tile(plan, [&](std::int64_t i) {
@@ -145,7 +145,7 @@ void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call) {
 }
 
 void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call) {
-  Workplace work(plan);
+  Workspace work(plan);
   const BackwardTile run = kernels().backward[static_cast<int>(plan.dtype)];
   const std::size_t size = accumulation_size(plan.dtype);
   const double grad_loss = value(call.grad_loss, plan.dtype);

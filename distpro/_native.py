@@ -32,7 +32,7 @@ def native() -> ModuleType | None:
     return module
 
 
-def serves(device_type: str, index: int | None = None) -> bool:
+def has_kernels(device_type: str, index: int | None = None) -> bool:
     """Return whether the kernels support such a device; if not, use the references, or raise as `native` does.
 
     index: of a GPU, to check its architecture and driver, too.

@@ -67,14 +67,14 @@ USUAL = {"alpha_every": 1, "literal_xi": False}  # defaults that `fill` puts in 
 NO_FILES = ("search", "uniform", "online")  # values of --process that are not files
 
 
-def check(told: Any, filled: Any) -> None:
-    """Raise a `UserError` for the first invalid value of a `Config`, `told` as given and `filled` by `fill`."""
+def check(filled: Any) -> None:
+    """Raise a `UserError` for the first invalid value of a configuration that `fill` has filled."""
     _limits(filled)
     for role in ("teacher", "student"):
         _network(getattr(filled, role))
     if filled.method in ("all", "distpro"):
         _process(filled.process)
-        _uses(told, filled)
+        _uses(filled)
     if filled.resume and filled.output is None:
         raise UserError("--resume needs --output, the folder of the run to resume")
     weights = {
@@ -112,7 +112,7 @@ def _process(name: str) -> None:
     raise UserError(f"unknown process '{name}'{hint}")
 
 
-def _uses(told: Any, filled: Any) -> None:
+def _uses(filled: Any) -> None:
     """Raise a `UserError` for an option that the chosen search does not use."""
     if filled.process == "online":
         names, why = OFFLINE, "is not supported with --process online"

@@ -246,25 +246,36 @@ class Filled(Config):
 
 
 # Flags that the defaults of others are derived from, in this order.
-DECIDING = ("dataset", "recipe", "teacher", "teacher_pretrained", "student", "process", "search_by", "kd_weight")
+DEFAULTS_DEPEND_ON = (
+    "dataset",
+    "recipe",
+    "teacher",
+    "teacher_pretrained",
+    "student",
+    "process",
+    "search_by",
+    "kd_weight",
+)
 
 
 def fill(config: Config) -> Filled:
     """Return the configuration with its defaults filled in; raise a `UserError` if it is invalid."""
     config = _at_home(config)
     filled = _filled(config)
-    check(config, filled)
+    check(filled)
     return filled
 
 
-def told(filled: Mapping[str, Any]) -> dict[str, Any]:
+def explicit_values(filled: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a filled configuration, as of `Config.plain`, that are not defaults given the others."""
     kept: dict[str, Any] = {}
-    for name in DECIDING:
+    for name in DEFAULTS_DEPEND_ON:
         if filled[name] != _filled(Config(**kept)).plain()[name]:
             kept[name] = filled[name]
     usual = _filled(Config(**kept)).plain()
-    return kept | {name: value for name, value in filled.items() if name not in DECIDING and value != usual.get(name)}
+    return kept | {
+        name: value for name, value in filled.items() if name not in DEFAULTS_DEPEND_ON and value != usual.get(name)
+    }
 
 
 def _filled(config: Config) -> Filled:

@@ -56,9 +56,9 @@ class Console(Observer):
 
     def epoch(self, row: dict[str, float]) -> None:
         if self.bars is not None:
-            told = f"{self.name} epoch {row['epoch']:.0f}: loss {row['train_loss']:.3f}"
-            told += f", top-1 {row['test_top1']:.2f}" if "test_top1" in row else ""
-            self.bars.update(self.bars.task_ids[0], description=told)
+            description = f"{self.name} epoch {row['epoch']:.0f}: loss {row['train_loss']:.3f}"
+            description += f", top-1 {row['test_top1']:.2f}" if "test_top1" in row else ""
+            self.bars.update(self.bars.task_ids[0], description=description)
             return
         rate = self._rate()
         test = f"  top-1 {row['test_top1']:.2f} %" if "test_top1" in row else ""

@@ -21,7 +21,7 @@ from distpro.recipe import Recipe
 from distpro.tasks import after_epochs
 
 
-class Average(nn.Module):
+class EMA(nn.Module):
     """An exponential moving average of a network's weights and buffers: decay * average + (1 - decay) * network.
 
     The first step copies. Unlike timm's ModelEmaV3 it updates each tensor once, however many names it has, and unlike
@@ -57,7 +57,7 @@ class DistillStep(PlannedStep):
         self.distiller, self.parts = distiller, recipe.grad_accum_steps
         self.moving = distiller.trainable_parameters()
         self.optimizer = recipe.optimizer(self.moving)
-        self.average = None if recipe.ema is None else Average(distiller.student.model, recipe.ema)
+        self.average = None if recipe.ema is None else EMA(distiller.student.model, recipe.ema)
 
     def plan(self, progress: float) -> Plan:
         """Return the current weights; each set of pathways and each depth of the teacher has its own graph."""
@@ -84,9 +84,9 @@ class DistillStep(PlannedStep):
         if self.average is not None:
             self.average.update(self.distiller.student.model)
 
-    def settle(self) -> None:
+    def sync_ranks(self) -> None:
         averages = [] if self.average is None else [self.average]
-        parallel.settle([self.distiller.student.model, self.distiller.method, *averages])
+        parallel.sync_ranks([self.distiller.student.model, self.distiller.method, *averages])
 
     def state_dict(self) -> dict[str, Any]:
         """Leave out the teacher, which is an input, not a result."""

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 
-FIRST_SPEAKS = 10.0  # seconds for torchrun to end the ranks other than 0, so that an error is printed once
+GRACE_SECONDS = 10.0  # seconds for torchrun to end the ranks other than 0, so that an error is printed once
 
 
 class UserError(Exception):
@@ -57,7 +57,7 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(1)
     except UserError as error:
         if not primary:
-            time.sleep(FIRST_SPEAKS)
+            time.sleep(GRACE_SECONDS)
         print(f"distpro: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:

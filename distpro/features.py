@@ -62,15 +62,15 @@ class Features(nn.Module):
             _refuse_wrapped(model)
         else:
             layers = None
-        self._bare = not maps or not (layers or hasattr(model, "forward_intermediates"))
+        self._logits_only = not maps or not (layers or hasattr(model, "forward_intermediates"))
         if layers:
             self.layers = Layers(model, layers)
-        elif self._bare:
+        elif self._logits_only:
             self.pooled = pooled = False
         elif pooled and not hasattr(model, "get_classifier"):
             raise UserError(f"{type(model).__name__} has no classifier, so there is no pooled feature either")
         probe = self._dry(image)
-        if not layers and not self._bare:
+        if not layers and not self._logits_only:
             found = probe.maps[:-1] if pooled else probe.maps
             self.indices = _stages_of([tuple(m.shape[1:]) for m in found])
             self._plain_head = pooled and self._has_plain_head(image)
@@ -83,7 +83,7 @@ class Features(nn.Module):
 
     def need_stages(self) -> None:
         """Raise a `UserError` if there are no stages, for methods that read maps."""
-        if self._bare:
+        if self._logits_only:
             raise UserError(
                 f"{type(self.model).__name__} has no forward_intermediates: name the layers to read, for instance "
                 f"{', '.join(name for name, _ in self.model.named_children())}"
@@ -93,7 +93,7 @@ class Features(nn.Module):
         return self._read(self.model, x)
 
     def _read(self, model: Any, x: Tensor) -> Output:
-        if self._bare:
+        if self._logits_only:
             return Output(_logits(model, model(x)), [])
         if self.layers is not None:
             output, maps = self.layers.run(model, x)
@@ -134,7 +134,7 @@ class Features(nn.Module):
                 return model.get_classifier()(model.forward_head(final, pre_logits=True))
 
             try:
-                if _weights_run(model, plain) != _weights_run(model, whole):
+                if _modules_run(model, plain) != _modules_run(model, whole):
                     return False
                 for part in model.modules():  # a dropout acts in training only
                     part.training = not isinstance(part, nn.modules.batchnorm._BatchNorm)
@@ -226,7 +226,7 @@ class Teacher(Features):
         if not x.is_cuda:
             output = self(x, depth)
             return lambda: output
-        current, beside = torch.cuda.current_stream(x.device), _stream_beside(x.device)
+        current, beside = torch.cuda.current_stream(x.device), _side_stream(x.device)
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
             output = self(x, depth)
@@ -246,7 +246,7 @@ class Teacher(Features):
 
 
 @cache
-def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
@@ -278,7 +278,7 @@ def same_classes(student: Features, teacher: Features, what: str) -> None:
         )
 
 
-def _weights_run(model: nn.Module, call: Callable[[], Any]) -> set[nn.Module]:
+def _modules_run(model: nn.Module, call: Callable[[], Any]) -> set[nn.Module]:
     """Return the submodules with parameters or buffers of their own that `call` runs."""
     run: set[nn.Module] = set()
     hooks = [

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 import yaml
 
-from distpro.config import DECIDING, Config, Filled, fill, told
+from distpro.config import DEFAULTS_DEPEND_ON, Config, Filled, explicit_values, fill
 from distpro.errors import UserError, flag, unknown
 
 
@@ -25,8 +25,8 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
     if file is not None:
         values = _values(file)
         given = {word.partition("=")[0] for word in words}
-        if values.keys() >= {field.name for field in fields(Config)} and given & set(map(flag, DECIDING)):
-            values = told(values)  # a run's args.yaml: defaults that depend on these flags are derived anew
+        if values.keys() >= {field.name for field in fields(Config)} and given & set(map(flag, DEFAULTS_DEPEND_ON)):
+            values = explicit_values(values)  # a run's args.yaml: defaults that depend on these flags are derived anew
         words = [*as_flags(values, str(file)), *words]
     config = tyro.cli(Config, prog=f"python -m {program}", args=_capital(words))
     if config.dry_run and program != "distpro.train":

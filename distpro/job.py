@@ -14,7 +14,7 @@ from distpro import parallel, zoo
 from distpro.checks import NO_FILES
 from distpro.config import Filled
 from distpro.console import Console
-from distpro.data import Growing, Loader, Split, arranged, create_dataset, holdout
+from distpro.data import Loader, ProgressiveResizing, Split, create_dataset, holdout, with_eval_split
 from distpro.distiller import Distiller
 from distpro.env import find_device
 from distpro.errors import UserError, flag
@@ -61,7 +61,7 @@ class Job:
             alternating_flip=config.alternating_flip,
             cuda_graphs=config.cuda_graphs,
         )
-        self.data = arranged(whole, config.eval_split, samples=config.train_samples)
+        self.data = with_eval_split(whole, config.eval_split, samples=config.train_samples)
         unseen = int((torch.bincount(self.data.train.labels, minlength=self.data.num_classes) == 0).sum())
         if unseen:
             console.warn(f"{unseen} of {self.data.num_classes} classes have no training image")
@@ -98,21 +98,21 @@ class Job:
         self.student_params = sum(p.numel() for p in student.parameters())
         self.given = self._given_process()
         self.methods = self._methods_that_fit(student)
-        self.needs_teacher = any(METHODS[base(method)].needs_teacher for method in self.methods)
+        self.needs_teacher = any(METHODS[method_name(method)].needs_teacher for method in self.methods)
         self.loader = self.train_loader(self.data.train)
-        self.growing = self._growing()
+        self.student_loader = self._student_loader()
         if "distpro" in self.methods and config.process in ("search", "online"):
             train, validation = self.search_splits()  # too few images: fail before training a teacher
             self.train_loader(train)
-            self.judging_loader(validation)
+            self.validation_loader(validation)
         self.test = self.test_loader(self.data.test)
         name = f"{config.dataset}-{config.student.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = config.output or Path("output") / parallel.broadcast(name)
 
     def normalised(self) -> dict[str, str]:
         """Return how a folder's images are normalised, for the header of weights trained on them."""
-        told = {"mean": self.config.mean, "std": self.config.std}
-        return {name: " ".join(map(str, values)) for name, values in told.items() if values is not None}
+        values = {"mean": self.config.mean, "std": self.config.std}
+        return {name: " ".join(map(str, channels)) for name, channels in values.items() if channels is not None}
 
     def _same_normalisation(self, facts: Mapping[str, Any], where: str) -> None:
         """Raise a `UserError` if the weights were trained on images normalised differently."""
@@ -127,7 +127,7 @@ class Job:
         """Return this rank's share of augmented batches of `--batch-size` images."""
         return self._loader(split, self.config.seed, augment=True, drop_last=True)
 
-    def _growing(self) -> Loader | Growing:
+    def _student_loader(self) -> Loader | ProgressiveResizing:
         """Return the batches of a student's training, with --size-schedule."""
         config, train = self.config, self.data.train
         parts = config.grad_accum_steps
@@ -138,9 +138,11 @@ class Job:
         if config.max_steps is not None:
             first = config.size_schedule[0]
             self.console.warn(f"--max-steps measures the first sizes of --size-schedule alone, here {first} pixels")
-        return Growing(lambda side: self.train_loader(train.sized(side)), config.size_schedule, config.epochs)
+        return ProgressiveResizing(
+            lambda side: self.train_loader(train.sized(side)), config.size_schedule, config.epochs
+        )
 
-    def judging_loader(self, split: Split) -> Loader:
+    def validation_loader(self, split: Split) -> Loader:
         """Return the batches of a search's validation loss: not augmented, and all full if at least one can be."""
         whole, processes = len(split) >= self.config.batch_size, parallel.world_size()
         if not whole and len(split) > processes:  # means over ranks are those over images if every rank has as many
@@ -184,7 +186,7 @@ class Job:
         every = dict.fromkeys([*LABELS, *METHODS])
         if self.config.process == "uniform":  # then distpro is the same
             del every["uniform"]
-        return [method for method in every if base(method) in fitting]
+        return [method for method in every if method_name(method) in fitting]
 
     def _check(self, student: nn.Module, kind: str) -> None:
         """Create the method for this pair once, to raise its errors early."""
@@ -202,7 +204,7 @@ class Job:
         """Split the training images into those that a search trains on and those that validate it."""
         config = self.config
         samples = None if config.process == "online" else config.search_samples
-        return holdout(arranged(self.data, samples=samples).train, config.val_fraction, config.seed)
+        return holdout(with_eval_split(self.data, samples=samples).train, config.val_fraction, config.seed)
 
     def shared(self) -> dict[str, Any]:
         """Return the arguments that all trainings of the job share."""
@@ -229,12 +231,12 @@ class Job:
         what = self.config.process
         if self.config.method not in ("all", "distpro") or what in NO_FILES:
             return None
-        process = Process.load(zoo.process_file(what.removeprefix("final:"))).fit(self.pathways)
+        process = Process.load(zoo.process_file(what.removeprefix("final:"))).reordered(self.pathways)
         if self.config.tau is not None:
-            process = process.clipped(self.config.tau)
+            process = process.with_tau(self.config.tau)
         return process.final() if what.startswith("final:") else process
 
 
-def base(method: str) -> str:
+def method_name(method: str) -> str:
     """Return the name in `METHODS`: "uniform" is distpro with uniform weights."""
     return "distpro" if method == "uniform" else method

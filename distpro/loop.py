@@ -31,7 +31,7 @@ class Step(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    def settle(self) -> None:
+    def sync_ranks(self) -> None:
         """Synchronise the state of all ranks, before the first epoch and after each."""
 
 
@@ -116,7 +116,7 @@ def fit(
         if history and evaluate:
             history[-1] |= evaluate()
     else:
-        step.settle()  # fails at once if the ranks start from different networks
+        step.sync_ranks()  # fails at once if the ranks start from different networks
         if parallel.rank():
             torch.manual_seed(torch.initial_seed() + parallel.rank())  # dropout differs from rank 0's
     length = len(loader)
@@ -134,7 +134,7 @@ def fit(
             means = _epoch(step, batches, scheduler, epoch * length, total, observer, f"{name}, epoch {epoch + 1}")
             row: dict[str, float] = {"epoch": epoch + 1, "lr": lr, **means, "seconds": time.perf_counter() - started}
             row |= {"images": batches.images * parallel.world_size(), "wait_seconds": batches.waited}
-            step.settle()
+            step.sync_ranks()
             history.append(row)
             if checkpoint is not None and whole:
                 _save(checkpoint, step, scheduler, history)  # before the evaluation, which may fail

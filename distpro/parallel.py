@@ -125,7 +125,7 @@ def all_gather(tensor: Tensor) -> Tensor:
     return torch.stack(boxes)
 
 
-def settle(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
+def sync_ranks(modules: Sequence[nn.Module], others: Sequence[Tensor] = ()) -> None:
     """Average the BN statistics over the ranks, as timm's `--dist-bn reduce`.
 
     Raise a `UserError` if parameters, or `others`, differ between ranks: they must agree bit for bit, since they start

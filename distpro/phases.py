@@ -10,7 +10,7 @@ from distpro import parallel
 from distpro.distillation import distill
 from distpro.features import Teacher
 from distpro.gradient_search import search_by_gradient
-from distpro.job import LABELS, Job, base
+from distpro.job import LABELS, Job, method_name
 from distpro.loop import cost
 from distpro.methods import METHODS
 from distpro.models import save_weights
@@ -88,7 +88,7 @@ def search(job: Job) -> Process:
     """Search a process on a split of the training images and save it, or load a finished one with --resume."""
     config, path = job.config, job.folder / "process.safetensors"
     if config.resume and parallel.is_file(path):
-        return Process.load(path).fit(job.pathways)
+        return Process.load(path).reordered(job.pathways)
     if config.search_by == "trials":
         process = _by_trials(job)
     else:
@@ -123,7 +123,7 @@ def _by_gradient(job: Job, student: Any, recipe: Recipe, **options: Any) -> Proc
         student,
         job.teacher,
         job.train_loader(train),
-        job.judging_loader(validation),
+        job.validation_loader(validation),
         recipe,
         normalisation=config.normalisation,
         tau=TAU if config.tau is None else config.tau,
@@ -160,7 +160,7 @@ def _facts(job: Job, epochs: int) -> dict[str, Any]:
 
 def run_method(job: Job, method: str, process: Process | None = None) -> dict[str, Any]:
     """Train one student and return its results; method "uniform" is distpro with uniform weights."""
-    config, kind = job.config, base(method)
+    config, kind = job.config, method_name(method)
     student = job.network(config.student, "student")
     folder = job.folder / method if config.method == "all" else job.folder
     history: list[dict[str, float]] = []
@@ -173,7 +173,7 @@ def run_method(job: Job, method: str, process: Process | None = None) -> dict[st
         history = distill(
             student,
             job.teacher if METHODS[kind].needs_teacher else None,
-            job.growing,
+            job.student_loader,
             config.student_recipe(),
             method=kind,
             test=job.test,

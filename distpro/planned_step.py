@@ -104,8 +104,8 @@ class Graphed:
         self.graphs = None
         self.say(f"steps run without CUDA graphs: {reason}")
 
-    def settle(self) -> None:
-        self.step.settle()
+    def sync_ranks(self) -> None:
+        self.step.sync_ranks()
 
     def state_dict(self) -> dict[str, Any]:
         return self.step.state_dict()

@@ -93,7 +93,7 @@ class Process:
         """Return a process with the last values at every moment: the paper's "use alpha_T"."""
         return Process(self.z[-1:], self.pathways, self.normalisation, self.tau, self.facts)
 
-    def clipped(self, tau: float) -> Process:
+    def with_tau(self, tau: float) -> Process:
         """Return the process with another tau."""
         return Process(self.z, self.pathways, self.normalisation, tau, self.facts)
 
@@ -117,12 +117,12 @@ class Process:
         weights = NORMALISATIONS[self.normalisation](z)
         return weights if self.tau is None else weights.where(z > self.tau, torch.zeros(()))
 
-    def dropped(self, moments: int = 100) -> float:
+    def dropped_fraction(self, moments: int = 100) -> float:
         """Return the fraction of dropped pathways, averaged over the training."""
         weights = torch.stack([self.at(k / max(1, moments - 1)) for k in range(moments)])
         return (weights == 0).float().mean().item()
 
-    def fit(self, pathways: Sequence[Pathway]) -> Process:
+    def reordered(self, pathways: Sequence[Pathway]) -> Process:
         """Return the process with its columns in the order of `pathways`; raise a `UserError` if the sets differ."""
         order = same_pathways(self.pathways, pathways, "the process")
         return Process(self.z[:, order], pathways, self.normalisation, self.tau, self.facts)
@@ -139,7 +139,7 @@ class Process:
     def __repr__(self) -> str:
         return (
             f"Process({len(self.pathways)} pathways, {len(self)} moments, {self.normalisation}, tau={self.tau}, "
-            f"{self.dropped():.0%} dropped)"
+            f"{self.dropped_fraction():.0%} dropped)"
         )
 
     # -- files --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from distpro.errors import UserError
 from distpro.files import check_writable, whole_file
 
 # Flags for where and how fast a run executes, which do not change what it computes.
-ELSEWHERE = (
+NOT_RESULTS = (
     "resume",
     "dry_run",
     "output",
@@ -57,7 +57,7 @@ def same_run(folder: Path, config: Config) -> None:
     theirs = yaml.safe_load((folder / "args.yaml").read_text()) or {}
     for name, value in config.plain().items():
         # flags newer than the run are ignored
-        if name in theirs and name not in ELSEWHERE and theirs[name] != value:
+        if name in theirs and name not in NOT_RESULTS and theirs[name] != value:
             raise UserError(
                 f"'{folder}' was started with {name} = {theirs[name]}, not {value}: "
                 f"resume it as it was, or choose another --output"

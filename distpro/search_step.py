@@ -94,7 +94,7 @@ class SearchStep(PlannedStep):
         self.scale = self.full_scale
         self.hypergradient, self.radius = hypergradient, radius
         self.alpha_first, self.alpha_every, self.literal_xi = alpha_first, alpha_every, literal_xi
-        self.task, self.judge = distiller.task, distiller.validation_loss
+        self.task, self.validation_loss = distiller.task, distiller.validation_loss
         device = self.theta[0].device
         self.z = torch.ones(len(self.pathways), device=device, dtype=self.theta[0].dtype)
         on_gpu = device.type == "cuda"  # where Adam counts its steps on the device, as a graph requires
@@ -103,7 +103,7 @@ class SearchStep(PlannedStep):
         self.z_used = self.z.clone()
         self.z_record = torch.zeros(steps, len(self.pathways), device=device)
         self.taken = 0
-        self.draws = False  # whether the last train pass drew random numbers
+        self.uses_rng = False  # whether the last train pass drew random numbers
         step_sizes(optimizer, self.theta)  # fails early on an optimizer that cannot be differentiated
 
     def plan(self, progress: float) -> Plan:
@@ -112,7 +112,7 @@ class SearchStep(PlannedStep):
         if self.taken % self.alpha_every:
             return Plan((), torch.tensor([self.scale], dtype=torch.float64))
         if self._batches is None:
-            self._batches = endless(self.validation, self.validated)
+            self._batches = repeated(self.validation, self.validated)
         self.validated += 1
         xi = step_sizes(self.optimizer, self.theta)
         most = max(xi) or 1.0
@@ -140,7 +140,7 @@ class SearchStep(PlannedStep):
     def why_eager(self) -> str | None:
         if self.hypergradient != "exact":
             return f"hypergradient {self.hypergradient} resets the random number generators"
-        if self.draws:  # from torch's generators; draws from Python's or numpy's are neither seen nor repeated
+        if self.uses_rng:  # from torch's generators; draws from Python's or numpy's are neither seen nor repeated
             return "the student draws random numbers (dropout), and the hypergradient has to repeat them"
         return super().why_eager()
 
@@ -182,13 +182,13 @@ class SearchStep(PlannedStep):
         random = None if capturing() else _random_state(x.device)
         train = self._train_step(x, y, scale)
         if random is not None:
-            self.draws = any(not a.equal(b) for a, b in zip(random, _random_state(x.device), strict=True))
+            self.uses_rng = any(not a.equal(b) for a, b in zip(random, _random_state(x.device), strict=True))
 
         x_val, y_val = plan.batches
         with record_function("validation"):
             with self.precision.autocast(x.device):
                 output = self.stateless(self.theta, self.precision.layout(x_val))
-                val_loss = self.judge(output.logits, y_val)
+                val_loss = self.validation_loss(output.logits, y_val)
             v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
             parallel.all_reduce_mean(v)
         direction = [
@@ -197,7 +197,7 @@ class SearchStep(PlannedStep):
         ]
 
         # repeat the random numbers (dropout) of the train pass
-        again = _from_random_state(random, x.device) if random is not None and self.draws else nullcontext()
+        again = _from_random_state(random, x.device) if random is not None and self.uses_rng else nullcontext()
         with record_function("hypergradient"), again:
             if self.hypergradient == "exact":
                 stages = [p.student for p in self.pathways.pathways]
@@ -234,8 +234,8 @@ class SearchStep(PlannedStep):
             if state.get("momentum_buffer") is not None and id(state["momentum_buffer"]) not in known:
                 state["momentum_buffer"] = None  # created by the step that is undone
 
-    def settle(self) -> None:
-        parallel.settle([self.student, self.pathways], [self.z])
+    def sync_ranks(self) -> None:
+        parallel.sync_ranks([self.student, self.pathways], [self.z])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -266,7 +266,7 @@ class SearchStep(PlannedStep):
         self._batches = None
 
 
-def endless(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def repeated(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches endlessly, epoch after epoch, from batch `start` on."""
     epoch, step = divmod(start, len(loader))
     while True:

@@ -27,22 +27,26 @@ class SGD(torch.optim.SGD):
             moved = [p for p in group["params"] if p.grad is not None]
             if not moved:
                 continue
-            ways = [p.grad for p in moved]
+            directions = [p.grad for p in moved]
             if group["weight_decay"]:
-                ways = list(torch._foreach_add(ways, moved, alpha=group["weight_decay"]))
+                directions = list(torch._foreach_add(directions, moved, alpha=group["weight_decay"]))
             if group["momentum"]:
-                ways = self._with_momentum(moved, ways, group["momentum"], group["nesterov"])
-            torch._foreach_sub_(moved, torch._foreach_mul(ways, group["lr"]))
+                directions = self._with_momentum(moved, directions, group["momentum"], group["nesterov"])
+            torch._foreach_sub_(moved, torch._foreach_mul(directions, group["lr"]))
         return None
 
-    def _with_momentum(self, moved: list[Tensor], ways: list[Tensor], mu: float, nesterov: bool) -> list[Tensor]:
-        old = [(p, way) for p, way in zip(moved, ways, strict=True) if self.state[p].get("momentum_buffer") is not None]
-        for p, way in zip(moved, ways, strict=True):
+    def _with_momentum(self, moved: list[Tensor], directions: list[Tensor], mu: float, nesterov: bool) -> list[Tensor]:
+        old = [
+            (p, direction)
+            for p, direction in zip(moved, directions, strict=True)
+            if self.state[p].get("momentum_buffer") is not None
+        ]
+        for p, direction in zip(moved, directions, strict=True):
             if self.state[p].get("momentum_buffer") is None:
-                self.state[p]["momentum_buffer"] = way.clone()
+                self.state[p]["momentum_buffer"] = direction.clone()
         if old:
             buffers = [self.state[p]["momentum_buffer"] for p, _ in old]
             torch._foreach_mul_(buffers, mu)
-            torch._foreach_add_(buffers, [way for _, way in old])
+            torch._foreach_add_(buffers, [direction for _, direction in old])
         buffers = [self.state[p]["momentum_buffer"] for p in moved]
-        return list(torch._foreach_add(ways, buffers, alpha=mu)) if nesterov else buffers
+        return list(torch._foreach_add(directions, buffers, alpha=mu)) if nesterov else buffers

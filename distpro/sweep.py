@@ -40,7 +40,7 @@ from distpro.run_folder import same_run
 from distpro.runner import Flags, Run, Runner, places
 
 KEYS = ("title", "flags", "teachers", "searches", "axes", "seeds", "compare")
-NOWHERE: Flags = {"data": None, "teacher_checkpoint": None}  # paths that mean nothing on another machine
+LOCAL_PATHS: Flags = {"data": None, "teacher_checkpoint": None}  # paths that mean nothing on another machine
 
 
 @dataclass
@@ -60,18 +60,18 @@ class Sweep:
         if not config.is_file():
             raise UserError(f"no sweep configuration '{config}'")
         try:
-            told = yaml.safe_load(config.read_text())
+            settings = yaml.safe_load(config.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"'{config}' is not YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(told, dict) or not isinstance(told.get("axes"), dict):
+        if not isinstance(settings, dict) or not isinstance(settings.get("axes"), dict):
             raise UserError(f"'{config}' must hold 'axes', for instance axes: {{method: [kd, reviewkd]}}")
-        for key in told:
+        for key in settings:
             if key not in KEYS:
                 raise unknown(f"key in '{config}':", str(key), KEYS)
         output = output or Path("output") / f"sweep-{config.stem}"
-        axes = {name: _labelled(name, values) for name, values in told["axes"].items()}
-        sweep = cls(config, output, told.get("title", config.stem), axes=tuple(axes))
-        seeds, compare = told.get("seeds", [0]), told.get("compare") or []
+        axes = {name: _labelled(name, values) for name, values in settings["axes"].items()}
+        sweep = cls(config, output, settings.get("title", config.stem), axes=tuple(axes))
+        seeds, compare = settings.get("seeds", [0]), settings.get("compare") or []
         if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
             raise UserError(f"'seeds' in '{config}' must be a list of numbers, such as [0, 1, 2]")
         if not isinstance(compare, list) or not all(isinstance(two, list) and len(two) == 2 for two in compare):
@@ -82,10 +82,10 @@ class Sweep:
         for label in itertools.chain(*sweep.compare):
             if label not in axes.get("method", {}):
                 raise unknown("method to compare", label, axes.get("method", {}))
-        base = told.get("flags") or {}
+        base = settings.get("flags") or {}
         plain = {key: value for key, value in base.items() if not key.startswith("teacher") and key != "process"}
         first = {
-            kind: {str(name): {**shared, **(flags or {})} for name, flags in (told.get(kind) or {}).items()}
+            kind: {str(name): {**shared, **(flags or {})} for name, flags in (settings.get(kind) or {}).items()}
             for kind, shared in (("teachers", plain), ("searches", {k: v for k, v in base.items() if k != "process"}))
         }
         for seed in seeds:
@@ -162,7 +162,7 @@ class Sweep:
                     "search_seconds": search,
                     "device": result["device"],
                     "commit": result["commit"],
-                    "command": " ".join(["python -m distpro.train", *as_flags(run.flags | NOWHERE, "")]),
+                    "command": " ".join(["python -m distpro.train", *as_flags(run.flags | LOCAL_PATHS, "")]),
                 }
             )
         return rows
@@ -218,7 +218,7 @@ def main() -> None:
         figure_format(arguments.figure)  # fail now, not after hours
     sweep = Sweep.read(arguments.config, arguments.output)
     here = {"data": arguments.data, "teacher_checkpoint": arguments.teacher_checkpoint}
-    sweep.runs = [replace(run, flags=_elsewhere(run.flags, here)) for run in sweep.runs]
+    sweep.runs = [replace(run, flags=_with_local_paths(run.flags, here)) for run in sweep.runs]
     failed: list[Run] = []
     path = sweep.output / "results.csv"
     if not arguments.table:
@@ -237,7 +237,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _elsewhere(flags: Flags, here: Mapping[str, Path | None]) -> Flags:
+def _with_local_paths(flags: Flags, here: Mapping[str, Path | None]) -> Flags:
     """Return the flags with the paths given for this machine."""
     wanted = {"data"} | set(flags)
     return {**flags, **{name: str(path) for name, path in here.items() if path is not None and name in wanted}}

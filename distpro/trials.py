@@ -134,9 +134,9 @@ def search_by_trials(
     for kind in KINDS:
         kept, seen = stepwise(paths, kept, kind, top1)
         worth |= seen
-    told = [{"kinds": sorted(kinds), "top1": round(value, 2)} for kinds, value in worth.items()]
+    results = [{"kinds": sorted(kinds), "top1": round(value, 2)} for kinds, value in worth.items()]
     seconds = round(sum(trial.seconds for trial in known), 2)
-    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": told})
+    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": results})
 
 
 def stepwise(

@@ -140,14 +140,14 @@ def test_a_truncated_file_is_refused(suffix, keep, teacher, tmp_path):
     else:
         torch.save(teacher.state_dict(), path)
     path.write_bytes(path.read_bytes()[:keep])
-    refused(create_model("resnet8", 5), path, "cannot be read, it is damaged or of another kind")
+    refused(create_model("resnet8", 5), path, "cannot be read, it is damaged or in another format")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_file_of_another_kind_is_refused(suffix, teacher, tmp_path):
     path = tmp_path / f"notes{suffix}"
     path.write_text("hello, this is no checkpoint\n" * 20)
-    refused(teacher, path, "cannot be read, it is damaged or of another kind")
+    refused(teacher, path, "cannot be read, it is damaged or in another format")
 
 
 @pytest.mark.parametrize("name", ["page.pth", "page.safetensors"])
@@ -200,7 +200,7 @@ def test_a_file_without_a_state_dict_is_refused(teacher, tmp_path):
 @pytest.mark.parametrize("name", ["resnet8", "MobileNetV2", "ShuffleV1"])
 def test_another_number_of_classes_is_said(name, tmp_path):
     torch.save({"model": create_model(name, 100).state_dict()}, tmp_path / "c.pth")
-    refused(create_model(name, 10), tmp_path / "c.pth", "has 100 classes, the data 10$")
+    refused(create_model(name, 10), tmp_path / "c.pth", "has 100 classes, but the data has 10$")
 
 
 @pytest.mark.parametrize(("stored", "asked"), [("resnet14", "resnet8"), ("wrn_16_1", "resnet8"), ("vgg8", "vgg13")])

@@ -82,7 +82,7 @@ def test_damaged_and_absent_cifar(tmp_path):
     (folder / "train.bin").write_bytes(b"\0\xff" + whole[2:])
     refused("labels from .* to 255: expected 0 to 99", folder)
     (folder / "train.bin").unlink()
-    refused("lacks train.bin", folder)
+    refused("is missing train.bin", folder)
     folder, _ = write_cifar(tmp_path, "cifar100", "python")
     whole = (folder / "train").read_bytes()
     for content in (b"", whole[:-100], whole[100:], pickle.dumps([1])):

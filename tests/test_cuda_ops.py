@@ -12,7 +12,7 @@ from test_native_ops import BF16, F16, F32, compare, maps, poison, relative  # n
 from distpro import _native
 from distpro.ops import pathway_dots, pathway_loss, perturb
 
-GPU = torch.cuda.is_available() and _native.native() is not None and _native.serves("cuda")
+GPU = torch.cuda.is_available() and _native.native() is not None and _native.has_kernels("cuda")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a CUDA device and a build with CUDA")]
 
 LAYOUTS = pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])

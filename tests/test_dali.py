@@ -10,7 +10,7 @@ from drawn import LOADERS, SHARED, needs_dali, save
 from PIL import Image
 
 from distpro.data import STD, create_dataset
-from distpro.data.images import draw, random_window
+from distpro.data.images import draw, random_resized_crop_box
 from distpro.errors import UserError
 from distpro.tasks import Classification
 
@@ -92,7 +92,7 @@ def test_real_images_are_the_same_pixels(augment):
 def test_windows_are_those_of_the_other_loader():
     from nvidia.dali import fn, pipeline_def, types
 
-    from distpro.data.dali import _random_window
+    from distpro.data.dali import _random_resized_crop_box
 
     chance = np.random.default_rng(0)
     sizes = np.concatenate([chance.integers(*r, (500, 2)) for r in ((1, 20), (100, 3000))])
@@ -102,10 +102,12 @@ def test_windows_are_those_of_the_other_loader():
     @pipeline_def(batch_size=len(cases), num_threads=1, device_id=None)
     def windows():
         told = iter([([np.array([h, w, 3], np.int32) for h, w, _ in cases], [np.array(c) for *_, c in cases])])
-        return _random_window(*fn.external_source(told, num_outputs=2, dtype=[types.INT32, types.FLOAT64], ndim=1))
+        return _random_resized_crop_box(
+            *fn.external_source(told, num_outputs=2, dtype=[types.INT32, types.FLOAT64], ndim=1)
+        )
 
     start, shape = (torch.from_dlpack(out.as_tensor()) for out in windows().run())
-    expected = torch.tensor([random_window(w, h, chances) for h, w, chances in cases])
+    expected = torch.tensor([random_resized_crop_box(w, h, chances) for h, w, chances in cases])
     assert torch.equal(torch.cat([start.flip(1), (start + shape).flip(1)], 1), expected)
 
 

@@ -7,7 +7,7 @@ import torch
 from cifar_files import write_cifar
 from drawn import needs_dali, seen
 
-from distpro.data import arranged, create_dataset, holdout
+from distpro.data import create_dataset, holdout, with_eval_split
 from distpro.data.base import Split
 from distpro.data.resident import Augmentation, draw
 from distpro.errors import UserError
@@ -160,7 +160,7 @@ def test_offsets_and_flips_are_uniform():
 
 def test_arranged_images_do_not_overlap_and_keep_the_classes_even():
     data = create_dataset("digits")
-    small = arranged(data, "validation", 0.25, samples=200)
+    small = with_eval_split(data, "validation", 0.25, samples=200)
     assert len(small.train) == 200
     assert len(small.test) == len(data.train) // 4
     counts = small.train.labels.bincount(minlength=10)
@@ -169,15 +169,15 @@ def test_arranged_images_do_not_overlap_and_keep_the_classes_even():
     everything = {x.numpy().tobytes() for x in data.train.padded}
     assert not seen[0] & seen[1]
     assert seen[0] | seen[1] <= everything
-    assert arranged(data).train is data.train
-    again = arranged(data, "validation", 0.25, samples=200)
+    assert with_eval_split(data).train is data.train
+    again = with_eval_split(data, "validation", 0.25, samples=200)
     assert torch.equal(again.train.padded, small.train.padded)
 
 
 @pytest.mark.parametrize("samples", [0, 9, 100000])
 def test_arranged_refuses_a_number_that_cannot_be(samples):
     with pytest.raises(UserError, match=f"{samples} training samples: expected 10 "):
-        arranged(create_dataset("digits"), samples=samples)
+        with_eval_split(create_dataset("digits"), samples=samples)
 
 
 def test_noise_instead_of_images():

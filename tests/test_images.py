@@ -15,7 +15,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as TF
 
 from distpro.data import MEAN, STD, create_dataset, holdout
-from distpro.data.images import decoded, draw, random_window
+from distpro.data.images import decoded, draw, random_resized_crop_box
 from distpro.errors import UserError
 
 
@@ -37,7 +37,7 @@ def test_folder_keeps_labels_and_matches_torchvision(photos):
 def test_random_windows_are_spread_as_torchvisions(width, height):
     torch.manual_seed(0)
     blank = torch.empty(1, height, width)
-    windows = torch.tensor([random_window(width, height, draw(seed)) for seed in range(3000)]).T
+    windows = torch.tensor([random_resized_crop_box(width, height, draw(seed)) for seed in range(3000)]).T
     left, top, right, bottom = windows
     assert (left.min(), top.min()) >= (0, 0)
     assert (right.max(), bottom.max()) <= (width, height)

@@ -157,7 +157,7 @@ def test_what_changes_over_a_training_must_hear_where_it_stands(method, options,
     if steady:
         assert torch.equal(distiller.eval()(x, y)["loss"], distiller(x, y, progress=0.5)["loss"])
     else:
-        with pytest.raises(UserError, match=r"steps=N\), or distiller\(x, y, progress="):
+        with pytest.raises(UserError, match=r"steps=N\) or distiller\(x, y, progress="):
             distiller(x, y)
 
 
@@ -204,7 +204,7 @@ def test_the_method_computes_in_the_student_s_type():
 @pytest.mark.parametrize(
     ("batches", "sentence"),
     [
-        ([], "there is no batch"),
+        ([], "the loader is empty"),
         (iter([1]), "a list_iterator has no length"),
         ([{"x": 1}], "a batch is a dict"),
         ([(torch.randn(2, *IMAGE), torch.ones(2), torch.ones(2))], r"a batch is a tuple\[torch.Size"),

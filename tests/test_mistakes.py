@@ -66,17 +66,17 @@ from distpro.tasks import Classification, Metrics
         (["--transforms", ""], "no transform and no logit pathway"),
         (
             ["--tau", "1", "--search-by", "trials"],
-            "--tau is of a search by gradient, not by trials",
+            "--tau only applies to a search by gradient",
         ),
-        (["--literal-xi", "True", "--search-by", "trials"], "--literal-xi is of a search by gradient, not by trials"),
-        (["--trial-seeds", "2"], "--trial-seeds is of a search by trials, not by gradient"),
+        (["--literal-xi", "True", "--search-by", "trials"], "--literal-xi only applies to a search by gradient"),
+        (["--trial-seeds", "2"], "--trial-seeds only applies to a search by trials"),
         (["--loader", "synthetic"], "data set 'digits' is not read by a loader"),
         (["--method", "reviewk"], "unknown method 'reviewk': did you mean 'reviewkd'"),
-        (["--process", "online", "--ema", "0.9"], "--ema is of a distillation whose process is known"),
-        (["--process", "online", "--trial-seeds", "3"], "--trial-seeds is of a distillation whose process is known"),
-        (["--process", "online", "--search-by", "trials"], "--search-by trials is of a search before the distillation"),
-        (["--teacher", "zoo:cifar100/wrn_16_2", "--teacher-pretrained"], "exclude each other"),
-        (["--teacher", "drawn_networks:of_5", "--teacher-pretrained"], "--teacher-pretrained is of timm's networks"),
+        (["--process", "online", "--ema", "0.9"], "--ema is not supported with --process online"),
+        (["--process", "online", "--trial-seeds", "3"], "--trial-seeds is not supported with --process online"),
+        (["--process", "online", "--search-by", "trials"], "--search-by trials is not supported with --process online"),
+        (["--teacher", "zoo:cifar100/wrn_16_2", "--teacher-pretrained"], "are mutually exclusive"),
+        (["--teacher", "drawn_networks:of_5", "--teacher-pretrained"], "--teacher-pretrained is only for timm"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used"),
         (["--device", "gpu"], "--device gpu cannot be used, expected cpu, cuda or cuda:N"),
         (["--student", "drawn_networks:of_5"], "the student drawn_networks:of_5 has 5 classes, but digits has 10"),
@@ -117,7 +117,7 @@ def test_a_dry_run_checks_and_tells_every_value(tmp_path, capsys, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/args.yaml").write_text("")
     assert "already contains a run" in mistake("--dry-run", "--output", tmp_path / "out")
-    with pytest.raises(UserError, match=r"--dry-run is of distpro\.train"):
+    with pytest.raises(UserError, match=r"--dry-run is only supported by distpro\.train"):
         distpro.flags.parse(["--dry-run"], "distpro.profile")
 
 

@@ -30,7 +30,7 @@ SHAPES = [
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
-    if request.param == "cuda" and not (torch.cuda.is_available() and _native.serves("cuda")):
+    if request.param == "cuda" and not (torch.cuda.is_available() and _native.has_kernels("cuda")):
         pytest.skip("no CUDA device")
     return torch.device(request.param)
 

@@ -81,7 +81,7 @@ def test_a_forward_beside_the_parts_that_are_read_is_seen():
         Features(student, IMAGE)
     nn.init.normal_(student.fc.weight, std=1e-6)  # as small as those of some networks of timm
     nn.init.zeros_(student.fc.bias)
-    with pytest.raises(UserError, match="Scaled has a forward"):
+    with pytest.raises(UserError, match="Scaled gives other logits"):
         Features(student, IMAGE)
     assert Features(student, IMAGE, maps=False).classes == 10
     own.forward = lambda self, x: plain(self, x) + torch.randn(10)  # one that samples is not like itself either

@@ -140,7 +140,7 @@ def test_every_process_judges_by_as_many_images(monkeypatch):
         monkeypatch.setattr(parallel, "world_size", lambda: 2)
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         job = Job(parse(["--batch-size", "64"]), Console())
-        counts.append([len(y) for _, y in job.judging_loader(job.data.test.subset(range(41)))])
+        counts.append([len(y) for _, y in job.validation_loader(job.data.test.subset(range(41)))])
     assert counts == [[20], [20]]
 
 

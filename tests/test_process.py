@@ -43,10 +43,10 @@ def test_clip_drops_at_tau_and_keeps_the_denominator():
     z = kept.raw(0.25)  # 0, 0.5, 1, 1.5
     assert clipped.at(0.25).tolist() == [0, 0, *kept.at(0.25)[2:].tolist()]
     assert (z[1] - 0.5).abs() < 1e-6
-    assert clipped.dropped() > 0.5
-    assert kept.dropped() == 0
+    assert clipped.dropped_fraction() > 0.5
+    assert kept.dropped_fraction() == 0
     ends = Process(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), clipped.pathways[:2])  # dropped from the middle on
-    assert [ends.dropped(moments) for moments in (1, 2, 3, 5)] == pytest.approx([0, 1 / 4, 1 / 3, 3 / 10])
+    assert [ends.dropped_fraction(moments) for moments in (1, 2, 3, 5)] == pytest.approx([0, 1 / 4, 1 / 3, 3 / 10])
 
 
 def test_table_7():
@@ -86,12 +86,12 @@ def test_save_and_load(tmp_path):
 
 def test_fit_reorders_and_refuses():
     process = ramp()
-    backwards = process.fit(tuple(reversed(PATHS)))
+    backwards = process.reordered(tuple(reversed(PATHS)))
     torch.testing.assert_close(backwards.at(0.2), process.at(0.2).flip(0))
     with pytest.raises(UserError, match=r"4 pathways \(teacher stages 1-2.*this pair has 27.*lacks t1-s1-B"):
-        process.fit(all_pathways(3, 3, "ABC"))
+        process.reordered(all_pathways(3, 3, "ABC"))
     with pytest.raises(UserError, match="has t1-s1-A, t1-s2-A, t2-s1-A, t2-s2-A besides"):
-        process.fit(())
+        process.reordered(())
 
 
 def damaged(path, kind):
@@ -116,8 +116,8 @@ def damaged(path, kind):
     ("kind", "words"),
     [
         ("truncated", "cannot be read as a process"),
-        ("foreign", "is no process"),
-        ("newer", "of version 99"),
+        ("foreign", "is not a process file"),
+        ("newer", "has version 99"),
         ("no names", "cannot be read as a process"),
         ("bad name", "cannot be read as a process"),
     ],

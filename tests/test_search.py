@@ -12,7 +12,7 @@ from distpro.data import create_dataset, holdout
 from distpro.loop import fit
 from distpro.models import create_model
 from distpro.pathways import all_pathways
-from distpro.search_step import SearchStep, endless
+from distpro.search_step import SearchStep, repeated
 from distpro.tasks import Classification
 
 IMAGE = (1, 8, 8)
@@ -142,8 +142,8 @@ def test_the_validation_batches_of_torch_s_own_loaders():
         def __iter__(self):
             return ((self.epoch, batch) for batch in super().__iter__())
 
-    seen = [next(endless(Loader("abc"), start)) for start in range(7)]
-    assert seen == list(itertools.islice(endless(Loader("abc")), 7))
+    seen = [next(repeated(Loader("abc"), start)) for start in range(7)]
+    assert seen == list(itertools.islice(repeated(Loader("abc")), 7))
     assert seen[3:] == [(1, "a"), (1, "b"), (1, "c"), (2, "a")]
 
 
@@ -190,7 +190,7 @@ def test_wrong_words():
 def test_a_loss_that_is_not_finite_ends_with_a_sentence(tmp_path):
     student, teacher = pair()
     bad = [(x * torch.inf, y) for x, y in batches(3)]
-    with pytest.raises(UserError, match=r"not finite any more \(search, epoch 1\): lower --lr"):
+    with pytest.raises(UserError, match=r"no longer finite \(search, epoch 1\): lower --lr"):
         search_by_gradient(student, teacher, bad, batches(2, 1), RECIPE, transforms="A")
 
 

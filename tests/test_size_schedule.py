@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from distpro import Distiller
 from distpro.console import Console
-from distpro.data import Growing, create_dataset
+from distpro.data import ProgressiveResizing, create_dataset
 from distpro.errors import UserError
 from distpro.flags import parse
 from distpro.job import Job
@@ -63,7 +63,7 @@ def test_the_loader_of_a_size_is_let_go(textures, loader):
         made.append(weakref.ref(loader))
         return loader
 
-    batches = Growing(read, [24, 32], 2)
+    batches = ProgressiveResizing(read, [24, 32], 2)
     gc.disable()
     try:
         for _ in range(2):
@@ -77,7 +77,7 @@ def test_the_loader_of_a_size_is_let_go(textures, loader):
 @pytest.mark.parametrize("dataset", ["digits", "folder"])
 def test_images_in_memory_and_noise_grow_too(dataset):
     split = create_dataset(dataset, loader="synthetic" if dataset == "folder" else None).train
-    batches = Growing(lambda side: split.sized(side).loader(4, shuffle=False, augment=False), [16, 24], 2)
+    batches = ProgressiveResizing(lambda side: split.sized(side).loader(4, shuffle=False, augment=False), [16, 24], 2)
     assert [next(iter(batches))[0].shape[-1] for _ in range(2)] == [16, 24]
 
 

@@ -208,7 +208,7 @@ def test_a_folder_of_other_flags_is_refused(tmp_path):
     run = sweep.runs[0]
     run.folder.mkdir(parents=True)
     (run.folder / "args.yaml").write_text(yaml.safe_dump({**run.config().plain(), "epochs": 7}))
-    with pytest.raises(UserError, match="was begun with epochs = 7, not 2:"):
+    with pytest.raises(UserError, match="was started with epochs = 7, not 2:"):
         sweep.check()
 
 

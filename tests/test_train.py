@@ -79,7 +79,7 @@ def test_a_finished_job_is_not_overwritten_but_resumes(job, capsys):
         mistake(*SHORT, "--output", folder)
         == f"'{folder}' already contains a run: --resume it, or choose another --output"
     )
-    assert "begun with epochs = 1, not 2" in mistake(*SHORT, "--epochs", 2, "--output", folder, "--resume")
+    assert "started with epochs = 1, not 2" in mistake(*SHORT, "--epochs", 2, "--output", folder, "--resume")
     capsys.readouterr()
     again = run(*SHORT, "--output", folder, "--resume")
     assert again.returncode == 0, again.stderr

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UserError, unknown
 from ..precision import DTYPES
-from .base import MEAN, STD, Channels, Dataset, Growing, Loader, Request, Split, arranged, holdout
+from .base import MEAN, STD, Channels, Dataset, Loader, ProgressiveResizing, Request, Split, holdout, with_eval_split
 from .cifar import cifar10, cifar100
 from .digits import digits
 from .folder import LOADERS, default_loader, folder
@@ -21,13 +21,13 @@ __all__ = [
     "MEAN",
     "STD",
     "Dataset",
-    "Growing",
     "Loader",
+    "ProgressiveResizing",
     "Split",
-    "arranged",
     "create_dataset",
     "default_loader",
     "holdout",
+    "with_eval_split",
 ]
 
 # To add a data set, write one file and add one line here; the commands also need its defaults in `distpro.defaults`.

@@ -22,7 +22,7 @@ MEAN: Channels = (0.485, 0.456, 0.406)  # ImageNet's
 STD: Channels = (0.229, 0.224, 0.225)
 
 
-def mixed(*key: int) -> int:
+def hashed_seed(*key: int) -> int:
     """Hash several integers into one seed below 2^63, the same on every machine."""
     digest = hashlib.blake2b(repr([int(k) for k in key]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -30,7 +30,7 @@ def mixed(*key: int) -> int:
 
 def generator(*key: int) -> torch.Generator:
     """A CPU generator seeded by `key` alone, so that no batch depends on earlier ones."""
-    return torch.Generator().manual_seed(mixed(*key))
+    return torch.Generator().manual_seed(hashed_seed(*key))
 
 
 class Loader(ABC):
@@ -105,7 +105,7 @@ class Loader(ABC):
             yield step, order[step * together : (step + 1) * together]
 
 
-class Growing:
+class ProgressiveResizing:
     """Progressive resizing: `epochs` are split evenly into phases of whole epochs, one for each of `sides`.
 
     read: creates the loader for a side in pixels; the previous loader is released. Seeds, steps and crop windows are
@@ -199,11 +199,11 @@ class Request:
         if self.root is None:
             raise UserError(f"data set '{self.name}' needs its folder (root): expected {expected}")
         if not self.root.is_dir():
-            raise UserError(f"{absent(self.root)}; expected {expected}")
+            raise UserError(f"{missing_folder(self.root)}; expected {expected}")
         return self.root
 
 
-def absent(folder: Path) -> str:
+def missing_folder(folder: Path) -> str:
     """The text "no folder 'x/imgenet': did you mean 'x/imagenet'?", with suggestions from its siblings."""
     if folder.is_file():
         return f"'{folder}' is a file, not a folder"
@@ -239,7 +239,9 @@ def holdout(split: Split, fraction: float = 0.2, seed: int = 0) -> tuple[Split, 
     return split.subset(rest), split.subset(chosen)
 
 
-def arranged(data: Dataset, eval_split: str = "test", fraction: float = 0.2, samples: int | None = None) -> Dataset:
+def with_eval_split(
+    data: Dataset, eval_split: str = "test", fraction: float = 0.2, samples: int | None = None
+) -> Dataset:
     """Choose the images of `data` to train on and to evaluate on; they are the same for every seed.
 
     eval_split: "validation" holds out `fraction` of the training images and evaluates on them.

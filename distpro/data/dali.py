@@ -21,7 +21,7 @@ from nvidia.dali.pipeline import pipeline_def
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from ..errors import UserError
-from .base import Batch, Loader, mixed
+from .base import Batch, Loader, hashed_seed
 from .images import TRIES, Augmentation, ImageFiles, decoded, draw
 
 AHEAD = 2  # batches that DALI prefetches
@@ -105,7 +105,7 @@ class DaliLoader(Loader):
             rows = picked.tolist()
             self._ahead.append(rows)
             names = [self._name(row) for row in rows]
-            numbers = [draw(mixed(self._seed, epoch, row)) for row in rows] if self._augment else []
+            numbers = [draw(hashed_seed(self._seed, epoch, row)) for row in rows] if self._augment else []
             yield (names, list(np.array(numbers))) if self._augment else (names,)
 
     def _path(self, row: int) -> bytes:
@@ -182,27 +182,27 @@ def _pipeline(
 
     EXIF rotation is ignored and chroma is upsampled smoothly, as in Pillow; DALI's defaults differ.
     """
-    told = fn.external_source(
+    given = fn.external_source(
         source, num_outputs=1 + augment, dtype=[types.UINT8, types.FLOAT64][: 1 + augment], ndim=1
     )
-    file = fn.io.file.read(told[0])
+    file = fn.io.file.read(given[0])
     found = fn.peek_image_shape(file, adjust_orientation=False, dtype=types.INT32)  # H, W, C
     decode: dict[str, Any] = {"device": decoder, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
     resize: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True}
     size = augmentation.image_size
     if augment and not augmentation.light:
-        start, shape = _random_window(found, told[1])
+        start, shape = _random_resized_crop_box(found, given[1])
         image = fn.decoders.image_slice(file, start=start, shape=shape, axes=(0, 1), **decode)
         image = fn.resize(image, size=(size, size), **resize)
     else:
         image = fn.decoders.image(file, **decode)
-        image = _middle(image, found, size if augmentation.light else round(size * 256 / 224), size, resize)
+        image = _center_crop(image, found, size if augmentation.light else round(size * 256 / 224), size, resize)
     mirror: Any = 0
     if augment:
-        mirror = fn.cast(told[1][-1] < 0.5, dtype=types.INT32)
+        mirror = fn.cast(given[1][-1] < 0.5, dtype=types.INT32)
         if augmentation.light:
             pad = size // 8
-            shift = _whole(fn.stack(told[1][-2], told[1][-3]) * (2 * pad + 1)) - pad  # down, right
+            shift = _whole(fn.stack(given[1][-2], given[1][-3]) * (2 * pad + 1)) - pad  # down, right
             image = fn.slice(
                 image, start=shift, shape=(size, size), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
             )
@@ -211,8 +211,8 @@ def _pipeline(
     return x, fn.cat(file[:2], file[-2:])
 
 
-def _middle(image: Any, found: Any, short: int, size: int, resize: dict[str, Any]) -> Any:
-    """`images.middle` in DALI, whose own sizes and crop positions are rounded differently."""
+def _center_crop(image: Any, found: Any, short: int, size: int, resize: dict[str, Any]) -> Any:
+    """`images.center_crop` in DALI, whose own sizes and crop positions are rounded differently."""
     height, width = found[0], found[1]
     least = math.min(height, width)
     sides = fn.stack(height * short // least, width * short // least)
@@ -223,8 +223,8 @@ def _middle(image: Any, found: Any, short: int, size: int, resize: dict[str, Any
     return fn.slice(image, start=start, shape=(size, size), axes=(0, 1))
 
 
-def _random_window(found: Any, numbers: Any) -> tuple[Any, Any]:
-    """`images.random_window` in DALI: start (top, left) and shape (height, width) of the first try that fits."""
+def _random_resized_crop_box(found: Any, numbers: Any) -> tuple[Any, Any]:
+    """`images.random_resized_crop_box` in DALI: start (top, left) and shape (height, width)."""
     height, width = found[0], found[1]
     area = fn.cast(height * width, dtype=types.FLOAT64) * (0.08 + 0.92 * numbers[:TRIES])
     shape = 3 / 4 * math.pow(16 / 9, numbers[TRIES : 2 * TRIES])

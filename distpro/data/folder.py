@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, nearest, unknown
-from .base import Dataset, Request, absent, stratified
+from .base import Dataset, Request, missing_folder, stratified
 from .images import Augmentation, ImageFiles, size_of
 from .synthetic import synthetic
 
@@ -157,7 +157,7 @@ def _augmentation(root: Path, files: np.ndarray, labels: Tensor, request: Reques
 def _folders(folder: Path) -> list[str]:
     """The folders in `folder`, which has to be there, sorted by name."""
     if not folder.is_dir():
-        raise UserError(f"{absent(folder)}; expected {EXPECTED}")
+        raise UserError(f"{missing_folder(folder)}; expected {EXPECTED}")
     return _inside(folder)[1]
 
 

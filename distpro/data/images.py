@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UserError
-from .base import MEAN, STD, Batch, Channels, Loader, Split, mixed
+from .base import MEAN, STD, Batch, Channels, Loader, Split, hashed_seed
 
 TRIES = 10  # random windows tried before the middle is taken, as in torchvision
 Job = tuple[int, int | None]  # row of the split, and the seed of its augmentation (None: not augmented)
@@ -43,20 +43,20 @@ class Augmentation:
         """`image`: RGB. `seed`: None for testing."""
         size = self.image_size
         if seed is None:
-            return middle(image, size if self.light else round(size * 256 / 224), size)
+            return center_crop(image, size if self.light else round(size * 256 / 224), size)
         chances = draw(seed)
         *_, x, y, flip = chances
         if self.light:
             pad = size // 8
             left, top = (int(u * (2 * pad + 1)) - pad for u in (x, y))
-            image = middle(image, size, size).crop((left, top, left + size, top + size))  # outside is 0
+            image = center_crop(image, size, size).crop((left, top, left + size, top + size))  # outside is 0
         else:
-            box = random_window(*image.size, chances)
+            box = random_resized_crop_box(*image.size, chances)
             image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip < 0.5 else image
 
 
-def middle(image: Image.Image, short: int, size: int) -> Image.Image:
+def center_crop(image: Image.Image, short: int, size: int) -> Image.Image:
     """Resize the short side to `short` pixels (>= size) and crop the middle square of side `size`."""
     width, height = image.size
     if min(width, height) != short:
@@ -72,7 +72,7 @@ def draw(seed: int) -> list[float]:
     return [chance.random() for _ in range(2 * TRIES + 3)]
 
 
-def random_window(width: int, height: int, chances: list[float]) -> tuple[int, int, int, int]:
+def random_resized_crop_box(width: int, height: int, chances: list[float]) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of a random window: 8 to 100 % of the area, aspect ratio 3:4 to 4:3."""
     *_, x, y, _ = chances
     for u, v in zip(chances[:TRIES], chances[TRIES : 2 * TRIES], strict=True):
@@ -209,7 +209,7 @@ class ImageFileLoader(Loader):
 
     def _job(self, row: int, epoch: int) -> Job:
         """Seeded by the row, which an epoch reads once, so the augmentation does not depend on the batch size."""
-        return row, mixed(self._seed, epoch, row) if self._augment else None
+        return row, hashed_seed(self._seed, epoch, row) if self._augment else None
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -40,7 +40,7 @@ class DistPro(Method):
             same_classes(student, teacher, "a logit pathway")
         paths = all_pathways(len(teacher.shapes), len(student.shapes), transforms, pathways, logit_pathways)
         self.paths = Pathways(paths, student.shapes, teacher.shapes, distance)
-        self.process = Process.uniform(paths) if process is None else process.fit(paths)
+        self.process = Process.uniform(paths) if process is None else process.reordered(paths)
         self.scale, self.warm_up = len(paths) * kd_weight, warm_up
 
     def moment(self, progress: float) -> Moment:

@@ -21,10 +21,20 @@ from distpro.models.zoo import ZOO
 
 # The keys under which common training scripts save weights, in the order tried. As in timm, the moving average is
 # first: its accuracy is the one reported.
-HOLDERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "net", "student", "params")
+STATE_DICT_KEYS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "net",
+    "student",
+    "params",
+)
 AVERAGED = "n_averaged"  # added to the weights by torch's AveragedModel, which torchvision's scripts save
 # Old versions of torch did not save this count; `load_state_dict` then keeps the model's own.
-UNCOUNTED = ".num_batches_tracked"
+BATCH_COUNT = ".num_batches_tracked"
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -78,10 +88,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"checkpoint '{path}' cannot be read, it is damaged or in another format: {reason}") from error
     if _is_state(content):
         return _bare_names(content), {}
-    held = [name for name in HOLDERS if isinstance(content, Mapping) and _is_state(content.get(name))]
+    held = [name for name in STATE_DICT_KEYS if isinstance(content, Mapping) and _is_state(content.get(name))]
     if not held:
         found = f"keys {_some(content)}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        where = ", ".join(repr(name) for name in HOLDERS)
+        where = ", ".join(repr(name) for name in STATE_DICT_KEYS)
         raise UserError(f"checkpoint '{path}' holds {found}: expected a state dict, or one under {where}")
     facts = {key: value.item() if isinstance(value, Tensor) else value for key, value in _single(content)}
     return _bare_names(content[held[0]]), facts
@@ -143,7 +153,7 @@ def _bare_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
     """If `state` does not fit `model`, raise the UserError that best explains why."""
     own = model.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith(UNCOUNTED)]
+    missing = [key for key in own if key not in state and not key.endswith(BATCH_COUNT)]
     extra = [key for key in state if key not in own]
     differ = [key for key in own if key in state and own[key].shape != state[key].shape]
     if not (missing or extra or differ):
@@ -176,11 +186,11 @@ def _some(keys: Any) -> str:
 
 def _zoo_name(state: Mapping[str, Tensor]) -> str | None:
     """The zoo network with these keys and shapes, regardless of classes and input channels."""
-    shapes = {key: value.shape for key, value in state.items() if not key.endswith(UNCOUNTED)}
+    shapes = {key: value.shape for key, value in state.items() if not key.endswith(BATCH_COUNT)}
     for name, build in ZOO.items():
         with torch.device("meta"):
             net = build(num_classes=1, in_chans=1)
-        own = {key: value.shape for key, value in net.state_dict().items() if not key.endswith(UNCOUNTED)}
+        own = {key: value.shape for key, value in net.state_dict().items() if not key.endswith(BATCH_COUNT)}
         if own.keys() != shapes.keys():
             continue
         stem, head = next(iter(own)), f"{net.classifier_name}."

@@ -32,9 +32,9 @@ def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
 
 
 @torch.compiler.assume_constant_result
-def serves(device_type: str, index: int | None) -> bool:
-    """See `distpro._native.serves`; decided once per compiled graph."""
-    return _native.serves(device_type, index)
+def has_kernels(device_type: str, index: int | None) -> bool:
+    """See `distpro._native.has_kernels`; decided once per compiled graph."""
+    return _native.has_kernels(device_type, index)
 
 
 def dtype_code(kernels: Any, dtype: torch.dtype) -> Any:

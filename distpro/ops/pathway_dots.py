@@ -41,7 +41,7 @@ def pathway_dots(left: Sequence[Tensor], right: Sequence[Tensor], pathway_of: Se
         if {(a.dtype, a.device), (b.dtype, b.device)} != {(first.dtype, first.device)}:
             raise UserError(f"pathway_dots: pair {k} differs in dtype or device from the first tensor")
     pathways = max(pathway_of) + 1
-    if not _library.serves(first.device.type, first.device.index):
+    if not _library.has_kernels(first.device.type, first.device.index):
         return reference.pathway_dots(left, right, pathway_of, pathways)
     _library.check_dtype("pathway_dots", first.dtype)
     _library.refuse_forward_mode("pathway_dots", [*left, *right])

@@ -49,7 +49,7 @@ def pathway_loss(
         empty = weights.new_zeros(0)
         return empty.sum(), empty
     _check(students, teachers, weights, distance)
-    if not _library.serves(weights.device.type, weights.device.index):
+    if not _library.has_kernels(weights.device.type, weights.device.index):
         return reference.pathway_loss(students, teachers, weights, distance)
     _library.refuse_forward_mode("pathway_loss", [*students, weights])
     dtype = functools.reduce(torch.promote_types, [x.dtype for x in (*students, *teachers)])

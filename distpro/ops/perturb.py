@@ -43,7 +43,7 @@ def perturb(
         if not (p.dtype == d.dtype == first.dtype and p.device == d.device == first.device):
             raise UserError(f"perturb: parameter {k} or its direction differs in dtype or device from parameter 0")
     _library.check_dtype("perturb", first.dtype, (torch.float32, torch.float64))
-    if not _library.serves(first.device.type, first.device.index):
+    if not _library.has_kernels(first.device.type, first.device.index):
         return reference.perturb(parameters, direction, radius)
     _library.refuse_forward_mode("perturb", [*parameters, *direction])
     return torch.ops.distpro.perturb(parameters, direction, radius)

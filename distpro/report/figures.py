@@ -102,9 +102,9 @@ def plot_process(process: Process, narrow: bool = False) -> Figure:
             look = {"color": hue[pathways[p].student], "linestyle": dash[pathways[p].transform]}
             _draw(axes, times, weights[:, p], gid=f"line-{pathways[p].name}", **look)
         gone = int((weights[-1, mine] == 0).sum())
-        told = f"{gone} of {len(mine)} dropped at the end" if gone else f"{len(mine)} pathway{'s' * (len(mine) > 1)}"
+        text = f"{gone} of {len(mine)} dropped at the end" if gone else f"{len(mine)} pathway{'s' * (len(mine) > 1)}"
         axes.set_title(f"Teacher stage {stage}" if stage else "Logits", pad=14)
-        axes.text(0, 1.02, told, transform=axes.transAxes, color=MUTED, fontsize=8, in_layout=False)
+        axes.text(0, 1.02, text, transform=axes.transAxes, color=MUTED, fontsize=8, in_layout=False)
         axes.tick_params(labelleft=place % columns == 0)
         if place % columns == 0:
             axes.set_ylabel("weight")

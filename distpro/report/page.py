@@ -118,8 +118,8 @@ def _results(entries: Sequence[Entry], measured: str) -> str:
     shown = [(name, cell) for name, cell, wanted in columns if wanted]
     body = [[cell(entry) for _, cell in shown] for entry in entries]
     table = _table([name for name, _ in shown], body, "results", entries.index(main) if main else None)
-    told = f"Accuracy on the {measured} images after the last epoch, n = 1."
-    return f"{table}<p class='note'>{told}</p>"
+    text = f"Accuracy on the {measured} images after the last epoch, n = 1."
+    return f"{table}<p class='note'>{text}</p>"
 
 
 def _search_time(entry: Entry) -> str:
@@ -149,14 +149,14 @@ def _moment(process: Process, weights: np.ndarray, name: str) -> str:
     names = [pathway.name for pathway in process.pathways]
     kept = [p for p in np.argsort(-weights, kind="stable") if weights[p] != 0 and np.isfinite(weights[p])]
     if not kept:
-        told = "<p class='note'>All pathways have weight 0.</p>"
+        text = "<p class='note'>All pathways have weight 0.</p>"
     elif len(kept) > 1 and np.ptp(weights[kept]) < 1e-6 * abs(weights[kept[0]]):
-        told = f"<p class='note'>{len(kept)} pathways, all alike: {decimal(weights[kept[0]], 4)} each.</p>"
+        text = f"<p class='note'>{len(kept)} pathways, all alike: {decimal(weights[kept[0]], 4)} each.</p>"
     else:
         bars = np.maximum(weights, 0) / abs(weights[kept]).max()
         body = [[escape(names[p]), decimal(weights[p], 4), f"<i style='width:{bars[p]:.0%}'></i>"] for p in kept[:MOST]]
-        told = _table(["pathway", "weight", ""], body)
-    return f"<section><h3>{name}</h3>{told}</section>"
+        text = _table(["pathway", "weight", ""], body)
+    return f"<section><h3>{name}</h3>{text}</section>"
 
 
 def _dropped(times: np.ndarray, weights: np.ndarray) -> str:

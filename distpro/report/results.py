@@ -135,18 +135,18 @@ def headline(student: str, entries: Sequence[Entry]) -> str:
 def remarks(entries: Sequence[Entry], teacher: Mapping[str, Any] | None) -> list[str]:
     """What a reader should know besides the headline: a better method, the teacher, the cost, the single seed."""
     main = find(entries, "distpro") or entries[-1]
-    told = []
+    notes = []
     rivals = [entry for entry in entries if entry.value("top1") > main.value("top1")]
     if rivals:
         best = max(rivals, key=lambda entry: entry.value("top1"))
-        told.append(f"The best method here is {best.phrase}, with {decimal(best.value('top1'), 1)} %.")
+        notes.append(f"The best method here is {best.phrase}, with {decimal(best.value('top1'), 1)} %.")
     if teacher and math.isfinite(number(teacher.get("top1"))):
-        told.append(f"The teacher{_named(teacher)} has {decimal(number(teacher['top1']), 1)} %.")
+        notes.append(f"The teacher{_named(teacher)} has {decimal(number(teacher['top1']), 1)} %.")
     search, distil = main.value("search_seconds"), main.value("seconds")
     if search > 0 and math.isfinite(distil):
-        told.append(f"The search took {duration(search)}, the distillation {duration(distil)}.")
-    told.append(f"One seed{' each' if entries[1:] else ''} (n = 1): small differences may be due to chance.")
-    return told
+        notes.append(f"The search took {duration(search)}, the distillation {duration(distil)}.")
+    notes.append(f"One seed{' each' if entries[1:] else ''} (n = 1): small differences may be due to chance.")
+    return notes
 
 
 def _named(network: Mapping[str, Any]) -> str:

@@ -75,18 +75,18 @@ def sweep_table(rows: Path | Sequence[Row], axes: Sequence[str], compare: Sequen
         return "No run is finished yet."
     cells = _cells(rows, axes)
     shown = [axis for axis in axes if len({str(row[axis]) for row in rows}) > 1 or axis == "method"]
-    told = {"top1": "top-1, %", "top5": "top-5, %"}
+    columns = {"top1": "top-1, %", "top5": "top-5, %"}
     if not any(math.isfinite(number(row["top5"])) for row in rows):
-        del told["top5"]
-    head = [*shown, *told.values(), "n", "training", "search"]
-    lines = [head, ["---"] * len(shown) + ["---:"] * (len(told) + 3)]
+        del columns["top5"]
+    head = [*shown, *columns.values(), "n", "training", "search"]
+    lines = [head, ["---"] * len(shown) + ["---:"] * (len(columns) + 3)]
     for labels, seeds in cells.items():
         of = list(seeds.values())
         search = _mean(of, "search_seconds")
         lines.append(
             [
                 *(label for axis, label in zip(axes, labels, strict=True) if axis in shown),
-                *(_spread([number(row[key]) for row in of]) for key in told),
+                *(_spread([number(row[key]) for row in of]) for key in columns),
                 str(len(of)),
                 duration(_mean(of, "train_seconds")),
                 duration(search) if search else "",
@@ -133,8 +133,8 @@ def _gain(values: Sequence[float]) -> str:
         return f"{signed(mean)}, n = 1 seed"
     error = statistics.stdev(values) / math.sqrt(count)
     reach = error * float(stdtrit(count - 1, 0.975))
-    told = f"standard error; 95 % interval {signed(mean - reach)} to {signed(mean + reach)}"
-    return f"{signed(mean)} ± {decimal(error)} ({told}), n = {count} seeds"
+    interval = f"standard error; 95 % interval {signed(mean - reach)} to {signed(mean + reach)}"
+    return f"{signed(mean)} ± {decimal(error)} ({interval}), n = {count} seeds"
 
 
 @matplotlib.rc_context(STYLE)

@@ -50,8 +50,8 @@ def _list(as_json: bool, console: Console) -> None:
         table.add_column("NAME", no_wrap=True)
         for heading in COLUMNS[kind]:
             table.add_column(heading.replace("_", " "))
-        for name, told in entries.items():
-            table.add_row(PREFIX + name, *(str(told.get(column, "")) for column in COLUMNS[kind]))
+        for name, entry in entries.items():
+            table.add_row(PREFIX + name, *(str(entry.get(column, "")) for column in COLUMNS[kind]))
         console.print(table if entries else f"no {kind} yet")
 
 
