@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command and about 8 minutes: builds the checkout in place, runs the tests of
+# Everything that needs a GPU, in one command and less than ten minutes: builds the checkout in place, runs the tests of
 # the native layer, the sanitizer and all benchmarks, and writes the results to the folder OUT.
 #
 #     benchmarks/run_gpu.sh OUT

@@ -73,8 +73,8 @@ FAST: dict[str, Any] = {
     **FOUND,
 }
 
-# Its weights of the feature losses on CIFAR: of 2, 6, 20 and 60, the best for the searched process on three pairs
-# (level with 2 on one) and for ReviewKD on two; the third wants 20 (RESULTS.md). Those below are for 240 epochs.
+# Its weights of the feature losses on CIFAR: of 2, 6 and 20, the best for the searched process on three pairs (level
+# with 2 on two) and for ReviewKD on two; the third wants 20 (RESULTS.md). Those below are for 240 epochs.
 FAST_WEIGHTS = {"kd_weight": 6.0, "reviewkd_weight": 6.0}
 
 # kd_weight by teacher and student, as published by ReviewKD and adopted by DistPro.

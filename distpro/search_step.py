@@ -207,7 +207,7 @@ class SearchStep(PlannedStep):
             else:
                 maps = [t.float() if t.element_size() < 4 else t for t in train.taught.maps]
                 taught = Output(train.taught.logits, maps)
-                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 is off by 1.2 % here
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32, emulated, is off by 1.2 % here
                     h = finite_difference(
                         self.stateless, self.stateless_pathways, theta, phi, direction, x, taught, y, self.radius
                     )

@@ -1,8 +1,11 @@
 """The processes and teachers that come with distpro."""
 
+import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -111,3 +114,14 @@ def test_a_reader_that_leaves_early_sees_no_traceback():
     program = f"{sys.executable} -m distpro.zoo --json"
     done = subprocess.run(["bash", "-c", f"{program} | true"], capture_output=True, text=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", zoo.names("process"))
+def test_what_a_process_led_to_is_what_was_measured(name):
+    facts = zoo.facts("process", name)
+    results = Path(__file__).parent.parent / "benchmarks/results"
+    with (results / facts["measured"]["csv"]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for key in ("top1", "top1_uniform"):
+        labels = facts["measured"][key].items()
+        assert facts[key] == round(fmean(float(row["top1"]) for row in rows if labels <= row.items()), 2)
