@@ -99,3 +99,13 @@ def test_how_the_lead_shrinks_is_what_was_measured():
                 half = stdtrit(len(lead) - 1, 0.975) * stdev(lead) / len(lead) ** 0.5
                 told += f" ({fmean(lead) - half:.1f} to {fmean(lead) + half:.1f})"
             assert cell == told
+
+
+def test_the_digits_are_what_was_measured():
+    for label, cell in table("digits, wrn_16_2"):
+        top1 = measured("digits.csv", method=re.sub(r" \(.*", "", label)).values()
+        assert cell == f"{fmean(top1):.2f} ± {stdev(top1):.2f}"
+    for label, *cells in table("weight | 0.3"):
+        for weight, cell in zip(("0.3", "1.0", "3.0", "6.0", "12.0"), cells, strict=True):
+            top1 = measured("digits-weights.csv", method=label, kd_weight=weight).values()
+            assert cell == f"{fmean(top1):.2f}"
