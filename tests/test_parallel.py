@@ -95,12 +95,12 @@ def test_the_main_job_in_two_processes(tmp_path):
         [sys.executable, *words, "--resume"], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert resumed.returncode == 2
-    assert "of a job of 2 processes, not 1" in resumed.stderr
+    assert "saved by 2 processes, this job has 1" in resumed.stderr
 
 
 def test_a_batch_that_cannot_be_shared():
     _, err = ended(torchrun(2, *DIGITS, "--method", "none", "--batch-size", "15"), code=1)  # the launcher's own code
-    assert len(re.findall("distpro: error: --batch-size is that of all processes together: 15 cannot", err)) == 1
+    assert len(re.findall("distpro: error: --batch-size 15, over all processes, is not divisible", err)) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a job in /proc")
@@ -138,6 +138,7 @@ def test_every_process_judges_by_as_many_images(monkeypatch):
     counts = []
     for rank in (0, 1):
         monkeypatch.setattr(parallel, "world_size", lambda: 2)
+        monkeypatch.setattr(parallel, "broadcast", lambda value: value)
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         job = Job(parse(["--batch-size", "64"]), Console())
         counts.append([len(y) for _, y in job.validation_loader(job.data.test.subset(range(41)))])

@@ -37,7 +37,7 @@ def job(root, *words):
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_the_training_is_divided_evenly_by_whole_epochs(textures, loader):
-    batches = job(textures, "--loader", loader, "--size-schedule", 24, 32, 48, "--epochs", 7).growing
+    batches = job(textures, "--loader", loader, "--size-schedule", 24, 32, 48, "--epochs", 7).student_loader
     seen = [[x for x, _ in batches] for _ in range(7)]
     sides = [24, 24, 24, 32, 32, 48, 48]
     assert [{tuple(x.shape) for x in epoch} for epoch in seen] == [{(8, 3, side, side)} for side in sides]
@@ -45,7 +45,7 @@ def test_the_training_is_divided_evenly_by_whole_epochs(textures, loader):
     # an epoch is that of a loader of its size, and the same after a resumption
     plain = job(textures, "--loader", loader, "--image-size", 32).loader
     plain.set_epoch(4)
-    again = job(textures, "--loader", loader, "--size-schedule", 24, 32, 48, "--epochs", 7).growing
+    again = job(textures, "--loader", loader, "--size-schedule", 24, 32, 48, "--epochs", 7).student_loader
     again.set_epoch(4)
     for x, (y, _), (z, _) in zip(seen[4], plain, again, strict=True):
         assert torch.equal(x, y)
@@ -154,7 +154,7 @@ def test_a_training_goes_on_to_the_same_numbers_and_learns(textures, loader, tmp
         ),
         (["--size-schedule", "48", "-5"], "^--size-schedule must be 1 or more, got -5"),
         (["--size-schedule", "24", "32", "48", "--epochs", "2"], "^--size-schedule has 3 sizes: expected at most one"),
-        (["--size-schedule", "24", "48", "--process", "online"], "^--size-schedule is of a distillation whose process"),
+        (["--size-schedule", "24", "48", "--process", "online"], "^--size-schedule is not supported with --process online"),
     ],
 )
 def test_mistakes_are_found_before_work_begins(textures, words, sentence):
