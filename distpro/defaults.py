@@ -42,7 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pooled": True,
         "threads": 1,
         "search_by": "gradient",
-        # each the best of 0.3, 1, 3, 6, 12 on a split of the training images, 5 seeds
+        # of 0.3, 1, 3, 6 and 12 on a split of the training images, those from 3 on are level (RESULTS.md)
         "kd_weight": 3.0,
         "reviewkd_weight": 6.0,
     },

@@ -199,14 +199,14 @@ def test_errors_of_the_other_operators():
         (([a], [b]), "pair 0 has shapes"),
         (([], []), "at least one pair"),
         (([a], [a, a]), "1 left sides, 2 right"),
-        (([a], [a.double()]), "differs in type"),
+        (([a], [a.double()]), "differs in dtype"),
         (([a.int()], [a.int()]), "no kernel for int32"),
     ]:
         with pytest.raises(UserError, match=message):
             pathway_dots(*arguments)
     for arguments, message in [
         (([a], [b], 0.1), "parameter 0 is"),
-        (([], [], 0.1), "at least one of each"),
+        (([], [], 0.1), "expected equal numbers, at least 1"),
         (([a.bfloat16()], [a.bfloat16()], 0.1), "no kernel for bfloat16: expected one of float32, float64"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -189,9 +189,9 @@ def test_errors():
     cases = [
         (([s], [t.clone().requires_grad_()], one), "detach it"),
         (([s], [t[:1]], one), r"pathway 0: the student's map is \[2, 3, 4, 4\], the teacher's \[1, 3, 4, 4\]"),
-        (([s], [t, t], one), "1 student maps, 2 teacher maps and 1 weights"),
+        (([s], [t, t], one), "1 student maps, 2 teacher maps, 1 weights"),
         (([s], [t], torch.ones(2)), "2 weights"),
-        (([s[0]], [t[0]], one), "tokens take l2 or l1"),
+        (([s[0]], [t[0]], one), "use l2 or l1 for tokens"),
         (([s], [t], one, "l3"), "did you mean"),
         (([s.int()], [t.int()], one), "no kernel for int32"),
     ]

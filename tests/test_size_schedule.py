@@ -154,7 +154,10 @@ def test_a_training_goes_on_to_the_same_numbers_and_learns(textures, loader, tmp
         ),
         (["--size-schedule", "48", "-5"], "^--size-schedule must be 1 or more, got -5"),
         (["--size-schedule", "24", "32", "48", "--epochs", "2"], "^--size-schedule has 3 sizes: expected at most one"),
-        (["--size-schedule", "24", "48", "--process", "online"], "^--size-schedule is not supported with --process online"),
+        (
+            ["--size-schedule", "24", "48", "--process", "online"],
+            "^--size-schedule is not supported with --process online",
+        ),
     ],
 )
 def test_mistakes_are_found_before_work_begins(textures, words, sentence):

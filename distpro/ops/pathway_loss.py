@@ -42,9 +42,8 @@ def pathway_loss(
     if distance not in DISTANCES:
         raise unknown("distance", distance, DISTANCES)
     if not len(students) == len(teachers) == weights.shape[0]:
-        raise UserError(
-            f"{len(students)} student maps, {len(teachers)} teacher maps, {weights.shape[0]} weights: expected as many"
-        )
+        counts = f"{len(students)} student maps, {len(teachers)} teacher maps, {weights.shape[0]} weights"
+        raise UserError(f"{counts}: expected equal numbers")
     if not students:
         empty = weights.new_zeros(0)
         return empty.sum(), empty

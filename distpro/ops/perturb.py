@@ -34,7 +34,7 @@ def perturb(
     """
     if len(parameters) != len(direction) or not parameters:
         raise UserError(
-            f"perturb: {len(parameters)} parameters and {len(direction)} directions: expected as many, and one or more"
+            f"perturb: {len(parameters)} parameters and {len(direction)} directions: expected equal numbers, at least 1"
         )
     first = parameters[0]
     for k, (p, d) in enumerate(zip(parameters, direction, strict=True)):
