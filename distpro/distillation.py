@@ -68,9 +68,10 @@ class DistillStep(PlannedStep):
         moment = Moment(plan.numbers.float(), *plan.key)
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
-        for part, labels in zip(x.tensor_split(self.parts), y.tensor_split(self.parts), strict=True):
+        parts = min(self.parts, len(x))  # a last batch may be smaller
+        for part, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
             terms = self.distiller.losses(part, labels, moment)
-            if self.parts > 1:
+            if parts > 1:
                 terms = {name: value * (len(part) / len(x)) for name, value in terms.items()}
             with record_function("backward"):
                 terms["loss"].backward()

@@ -190,9 +190,10 @@ def test_the_parts_of_a_batch_are_alike():
     step = DistillStep(distiller, Recipe(1, lr=0.1, grad_accum_steps=4))
     seen = []
     distiller.student.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    for count in (9, 13):
-        step(torch.randn(count, 1, 8, 8), torch.randint(10, (count,)), 0.0)
-    assert seen == [3, 2, 2, 2, 4, 3, 3, 3]
+    for count in (9, 13, 3):
+        losses = step(torch.randn(count, 1, 8, 8), torch.randint(10, (count,)), 0.0)
+    assert seen == [3, 2, 2, 2, 4, 3, 3, 3, 1, 1, 1]
+    assert losses["loss"].isfinite()
 
 
 def test_an_epoch_is_kept_where_its_evaluation_fails(tmp_path):
