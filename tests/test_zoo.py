@@ -9,6 +9,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from commands import called
 from safetensors.torch import save_file
 
 from distpro import Process, zoo
@@ -18,6 +19,7 @@ from distpro.flags import parse
 from distpro.job import Job
 from distpro.models import create_model, save_weights
 from distpro.pathways import all_pathways
+from distpro.zoo.__main__ import main
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_the_command_lists_what_there_is():
 
 
 def show(*words):
-    return subprocess.run([sys.executable, "-m", "distpro.zoo", *map(str, words)], capture_output=True, text=True)
+    return called(main, *words)
 
 
 def test_the_command_shows_one_process(tmp_path):
