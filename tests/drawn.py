@@ -1,4 +1,4 @@
-"""ImageFiles drawn for the tests of the data sets, and what was seen of them."""
+"""Images drawn for the tests of the data sets, and what was seen of them."""
 
 from collections import Counter
 from pathlib import Path

@@ -128,7 +128,7 @@ def test_unknown_names_and_numbers():
         create_dataset("cifar10")
 
 
-# ImageFiles in memory
+# Images in memory
 
 
 def test_digits():

@@ -99,11 +99,11 @@ def test_a_term_may_not_take_the_total_s_name():
 
 
 def test_a_method_with_moments_of_its_own_must_hear_where_it_stands():
-    class ProgressiveResizing(Hint):
+    class Growing(Hint):
         def moment(self, progress):
             return super().moment(progress)._replace(weights=torch.tensor([progress]))
 
-    distiller = Distiller(*networks(), image=IMAGE, method=ProgressiveResizing)
+    distiller = Distiller(*networks(), image=IMAGE, method=Growing)
     with pytest.raises(UserError, match="the loss weights depend on the progress"):
         distiller(*batch())
     distiller(*batch(), progress=0.5)

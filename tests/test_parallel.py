@@ -129,7 +129,7 @@ def test_processes_that_see_other_files_are_told(tmp_path, monkeypatch):
 
 def test_a_world_without_ranks_is_told(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE is set, but RANK or LOCAL_RANK is not: start the"):
+    with pytest.raises(UserError, match="WORLD_SIZE is set, but RANK or LOCAL_RANK is not: start the processes"):
         parallel.begin(torch.device("cpu"))
 
 

@@ -1,20 +1,19 @@
 """What the README says is so."""
 
-import csv
 import re
 from dataclasses import fields
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
+from measured import measured
 from scipy.special import stdtrit
 
 from distpro.config import Config
 from distpro.flags import parse
 from distpro.sweep import Arguments
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -44,14 +43,6 @@ def test_every_flag_named_anywhere_is_one():
     known |= {"--help", "--steps", "--trace"}  # distpro.profile has the last two
     known |= {"--nproc-per-node", "--benchmark-only"}  # of torchrun, of pytest
     assert set(re.findall(r"--[a-z][a-z-]*", README)) <= known
-
-
-def measured(name, **labels):
-    """top-1 by seed of the rows of a CSV that have these labels."""
-    with (ROOT / "benchmarks/results" / name).open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if labels.items() <= row.items()]
-    assert rows, labels
-    return {row["seed"]: float(row["top1"]) for row in rows}
 
 
 def mean(values, spread):

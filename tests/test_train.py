@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ import distpro.job
 import distpro.phases
 import distpro.train
 from distpro import Process
-from distpro.models import create_model
+from distpro.models import create_model, save_weights
 from distpro.pathways import all_pathways
+from distpro.tasks import Classification, Metrics
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +263,24 @@ def test_a_job_of_the_zoo_s_networks_does_without_timm():
     """Its import takes a second of every start."""
     program = "import sys, distpro.train; distpro.train.parse([]); sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_teacher_near_chance_is_warned_of(tmp_path, capsys):
+    untrained = tmp_path / "t.safetensors"
+    torch.manual_seed(3)
+    save_weights(create_model("resnet8", 10, 1), untrained)
+    arguments = [*SHORT, "--method", "kd", "--teacher-checkpoint", str(untrained), "--output", str(tmp_path / "out")]
+    distpro.train.train(distpro.flags.parse(arguments))
+    assert "is near chance (10.00 %)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_half_right_of_two_classes_is_near_chance_and_all_right_is_not():
+    job = SimpleNamespace(teacher_ready=True, teacher=None, test=None, data=SimpleNamespace(num_classes=2))
+    job.config = SimpleNamespace(teacher="t", eval_split="test", teacher_precision=None)
+    for top1, warned in ((52.0, True), (67.5, False)):
+        said = []
+        job.console = SimpleNamespace(say=lambda line: None, warn=said.append)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Classification, "evaluate", lambda *_, top1=top1: Metrics(top1, 100.0, 1.0))
+            distpro.phases.prepare_teacher(job)
+        assert bool(said) == warned

@@ -1,15 +1,14 @@
 """The processes and teachers that come with distpro."""
 
-import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 from commands import called
+from measured import measured
 from safetensors.torch import save_file
 
 from distpro import Process, zoo
@@ -121,9 +120,6 @@ def test_a_reader_that_leaves_early_sees_no_traceback():
 @pytest.mark.parametrize("name", zoo.names("process"))
 def test_what_a_process_led_to_is_what_was_measured(name):
     facts = zoo.facts("process", name)
-    results = Path(__file__).parent.parent / "benchmarks/results"
-    with (results / facts["measured"]["csv"]).open(newline="") as file:
-        rows = list(csv.DictReader(file))
     for key in ("top1", "top1_uniform"):
-        labels = facts["measured"][key].items()
-        assert facts[key] == round(fmean(float(row["top1"]) for row in rows if labels <= row.items()), 2)
+        top1 = measured(facts["measured"]["csv"], **facts["measured"][key])
+        assert facts[key] == round(fmean(top1.values()), 2)

@@ -1,4 +1,4 @@
-"""ImageFiles decoded, cropped and normalised by NVIDIA DALI: on the GPU, or by threads of this process on the CPU.
+"""Images decoded, cropped and normalised by NVIDIA DALI: on the GPU, or by threads of this process on the CPU.
 
 The batches equal those of the torchvision-like loader in `images.py`, with the same windows and flips, up to rounding
 in decoding and resizing: one of 255 levels if both decode on the CPU, more at the border of a random window, because
