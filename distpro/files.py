@@ -1,4 +1,4 @@
-"""Atomic file writes."""
+"""Files: YAML read, folders checked, and atomic writes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,29 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
 from distpro import parallel
 from distpro.errors import UserError
+
+
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; raise a `UserError` if it has none, or does not exist.
+
+    kind: what the file is, such as "configuration", for the messages.
+    """
+    if not path.is_file():
+        raise UserError(f"no {kind} '{path}'")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"'{path}' must hold keys and values, such as 'epochs: 40'")
+    return values
 
 
 def check_writable(folder: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
 
 from distpro.config import DEFAULTS_DEPEND_ON, Config, Filled, explicit_values, fill
 from distpro.errors import UserError, flag, unknown
+from distpro.files import read_yaml
 
 
 def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Filled:
@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
     words = list(sys.argv[1:] if arguments is None else arguments)
     file = _config_file(words)
     if file is not None:
-        values = _values(file)
+        values = read_yaml(file, "configuration file")
         given = {word.partition("=")[0] for word in words}
         if values.keys() >= {field.name for field in fields(Config)} and given & set(map(flag, DEFAULTS_DEPEND_ON)):
             values = explicit_values(values)  # a run's args.yaml: defaults that depend on these flags are derived anew
@@ -49,19 +49,6 @@ def _config_file(words: Sequence[str]) -> Path | None:
     if len(files) > 1:
         raise UserError(f"--config is given {len(files)} times: expected one file")
     return Path(files[0]) if files else None
-
-
-def _values(path: Path) -> dict[str, Any]:
-    """Read the keys and values of a YAML file."""
-    if not path.is_file():
-        raise UserError(f"no configuration file '{path}'")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"'{path}' must hold keys and values, such as 'epochs: 40'")
-    return values
 
 
 def as_flags(values: Mapping[str, Any], where: str) -> list[str]:

@@ -112,7 +112,7 @@ def fit(
     observer = observer or Observer()
     history: list[dict[str, float]] = []
     if resume and checkpoint is not None and parallel.is_file(checkpoint):
-        history = _restore(checkpoint, step, scheduler)
+        history = _restore(checkpoint, step, scheduler, len(loader))
         if history and evaluate:
             history[-1] |= evaluate()
     else:
@@ -137,7 +137,7 @@ def fit(
             step.sync_ranks()
             history.append(row)
             if checkpoint is not None and whole:
-                _save(checkpoint, step, scheduler, history)  # before the evaluation, which may fail
+                _save(checkpoint, step, scheduler, history, length)  # before the evaluation, which may fail
             row |= evaluate() if evaluate else {}
             observer.epoch(row)
     finally:
@@ -208,7 +208,7 @@ def _finite(loss: float, where: str) -> None:
         raise UserError(f"the loss is no longer finite ({where}): lower --lr or --kd-weight")
 
 
-def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]]) -> None:
+def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str, float]], length: int) -> None:
     rng = parallel.all_gather(torch.get_rng_state())
     device_rng = None
     if torch.cuda.is_initialized():  # dropout draws from the generator of the rank's GPU
@@ -216,16 +216,18 @@ def _save(path: Path, step: Step, scheduler: LRScheduler, history: list[dict[str
     if not parallel.is_primary():  # the others would write all the weights to a discarded file
         return
     state: dict[str, Any] = {"step": step.state_dict(), "scheduler": scheduler.state_dict(), "history": history}
-    state |= {"rng": rng, "device_rng": device_rng}
+    state |= {"rng": rng, "device_rng": device_rng, "length": length}
     with whole_file(path) as part:
         torch.save(state, part)
 
 
-def _restore(path: Path, step: Step, scheduler: LRScheduler) -> list[dict[str, float]]:
+def _restore(path: Path, step: Step, scheduler: LRScheduler, length: int) -> list[dict[str, float]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if len(state["rng"]) != parallel.world_size():
             raise UserError(f"it was saved by {len(state['rng'])} processes, this job has {parallel.world_size()}")
+        if state.get("length", length) != length:
+            raise UserError(f"its epochs have {state['length']} batches, those of this data set {length}")
         step.load_state_dict(state["step"])
         scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"][parallel.rank()].clone())  # of a view, torch 2.14 reads data outside it

@@ -14,7 +14,7 @@ import yaml
 from distpro import parallel
 from distpro.config import Config
 from distpro.errors import UserError
-from distpro.files import check_writable, whole_file
+from distpro.files import check_writable, read_yaml, whole_file
 
 # Flags for where and how fast a run executes, which do not change what it computes.
 NOT_RESULTS = (
@@ -54,7 +54,7 @@ def open_folder(folder: Path, config: Config) -> None:
 
 def same_run(folder: Path, config: Config) -> None:
     """Raise a `UserError` if a flag that changes results differs from that of the run in `folder`."""
-    theirs = yaml.safe_load((folder / "args.yaml").read_text()) or {}
+    theirs = read_yaml(folder / "args.yaml", "configuration")
     for name, value in config.plain().items():
         # flags newer than the run are ignored
         if name in theirs and name not in NOT_RESULTS and theirs[name] != value:

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
 
 from distpro.errors import UserError, run_command, unknown
+from distpro.files import read_yaml
 from distpro.flags import as_flags
 from distpro.process import Process
 from distpro.report import figure_format, save_figure, sweep_figure, sweep_table, write_csv
@@ -57,13 +57,8 @@ class Sweep:
     @classmethod
     def read(cls, config: Path, output: Path | None = None) -> Sweep:
         """Read a YAML file; raise a `UserError` that names what is wrong in it."""
-        if not config.is_file():
-            raise UserError(f"no sweep configuration '{config}'")
-        try:
-            settings = yaml.safe_load(config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"'{config}' is not YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(settings, dict) or not isinstance(settings.get("axes"), dict):
+        settings = read_yaml(config, "sweep configuration")
+        if not isinstance(settings.get("axes"), dict):
             raise UserError(f"'{config}' must hold 'axes', for instance axes: {{method: [kd, reviewkd]}}")
         for key in settings:
             if key not in KEYS:

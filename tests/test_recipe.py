@@ -87,6 +87,9 @@ def test_progress_goes_from_the_first_step_to_the_last_of_all_epochs(tmp_path):
     observer = Observer()
     run(4, resume=True)
     assert heard == pytest.approx([k / 11 for k in range(12)])
+    train.pop()
+    with pytest.raises(UserError, match=r"last.pt': its epochs have 3 batches, those of this data set 2$"):
+        run(4, resume=True)
 
 
 def test_norms_and_biases_are_not_decayed_where_asked():

@@ -83,6 +83,10 @@ def test_a_finished_job_is_not_overwritten_but_resumes(job, capsys):
     )
     assert "started with epochs = 1, not 2" in mistake(*SHORT, "--epochs", 2, "--output", folder, "--resume")
     capsys.readouterr()
+    args = (folder / "args.yaml").read_text()
+    (folder / "args.yaml").write_text("epochs: [3\n")
+    assert f"'{folder / 'args.yaml'}' is not YAML" in mistake(*SHORT, "--output", folder, "--resume")
+    (folder / "args.yaml").write_text(args)
     again = run(*SHORT, "--output", folder, "--resume")
     assert again.returncode == 0, again.stderr
     first, second = (json.loads(d.stdout.splitlines()[-1]) for d in (done, again))
