@@ -1,18 +1,37 @@
-"""The configuration as command-line flags and as keys of --config files, with one parser for both."""
+"""Dataclasses as command-line flags, and the configuration's also as keys of --config files, with one parser."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 
 from distpro.config import DEFAULTS_DEPEND_ON, Config, Filled, explicit_values, fill
 from distpro.errors import UserError, flag, unknown
 from distpro.files import read_yaml
+
+T = TypeVar("T")
+
+
+def command_line(kind: type[T], program: str, words: Sequence[str] | None = None) -> T:
+    """Return a dataclass from the words of a command line (default: this process's); the fields' docstrings are --help.
+
+    tyro alone keeps the line breaks of these docstrings, offers None as a value and shows it as a default.
+    """
+    texts = {param.arg_name: param.description or "" for param in docstring_parser.parse_from_object(kind).params}
+    hints, flags = get_type_hints(kind, include_extras=True), []
+    for each in fields(kind):  # type: ignore[arg-type]
+        shown = tyro.conf.arg(
+            help=" ".join(texts[each.name].split()), help_behavior_hint="" if each.default in (None, ()) else None
+        )
+        flags.append((each.name, Annotated[hints[each.name], shown], field(default=each.default)))
+    shown_kind = make_dataclass(kind.__name__, flags, bases=(kind,), namespace={"__doc__": kind.__doc__}, frozen=True)
+    return tyro.cli(shown_kind, prog=f"python -m {program}", args=words, config=(tyro.conf.DisallowNone,))
 
 
 def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Filled:
@@ -28,7 +47,7 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
         if values.keys() >= {field.name for field in fields(Config)} and given & set(map(flag, DEFAULTS_DEPEND_ON)):
             values = explicit_values(values)  # a run's args.yaml: defaults that depend on these flags are derived anew
         words = [*as_flags(values, str(file)), *words]
-    config = tyro.cli(Config, prog=f"python -m {program}", args=_capital(words))
+    config = command_line(Config, program, _switches(words))
     if config.dry_run and program != "distpro.train":
         raise UserError(f"--dry-run is only supported by distpro.train, not by {program}")
     if program == "distpro.search":  # whatever a training's file says: no other method has to fit the pair
@@ -36,11 +55,20 @@ def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train"
     return fill(config)
 
 
-def _capital(words: Sequence[str]) -> list[str]:
-    """Capitalise the values of optional booleans, as tyro expects: `--pooled True`."""
-    optional = {flag(field.name) for field in fields(Config) if field.type == "bool | None"}
-    pairs = zip(["", *words], words, strict=False)
-    return [word.capitalize() if word in ("true", "false") and before in optional else word for before, word in pairs]
+def _switches(words: Sequence[str]) -> list[str]:
+    """Write `--pooled True` and `--pooled=false`, which are accepted as well, as the flags that tyro knows."""
+    names = {flag(field.name) for field in fields(Config) if field.type in ("bool", "bool | None")}
+    switches: list[str] = []
+    for word in words:
+        name, equals, value = word.rpartition("=")
+        if not equals and switches:
+            name = switches[-1]
+        if name in names and value.lower() in ("true", "false"):
+            if not equals:
+                switches.pop()
+            word = name if value.lower() == "true" else name.replace("--", "--no-", 1)
+        switches.append(word)
+    return switches
 
 
 def _config_file(words: Sequence[str]) -> Path | None:
@@ -67,9 +95,7 @@ def as_flags(values: Mapping[str, Any], where: str) -> list[str]:
             raise UserError(f"key '{key}' in '{where}' has several values ({', '.join(map(str, value))}): expected one")
         if isinstance(field.default, bool) and not isinstance(value, bool):
             raise UserError(f"key '{key}' in '{where}' is {value!r}: expected true or false")
-        if isinstance(value, bool) and field.default is None:
-            words += [word, str(value)]
-        elif isinstance(value, bool):
+        if isinstance(value, bool):
             words.append(word if value else word.replace("--", "--no-", 1))
         elif isinstance(value, (list, tuple)):
             words += [word, *map(str, value)]

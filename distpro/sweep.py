@@ -33,7 +33,7 @@ import tyro
 
 from distpro.errors import UserError, run_command, unknown
 from distpro.files import read_yaml
-from distpro.flags import as_flags
+from distpro.flags import as_flags, command_line
 from distpro.process import Process
 from distpro.report import figure_format, save_figure, sweep_figure, sweep_table, write_csv
 from distpro.run_folder import same_run
@@ -206,7 +206,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, prog="python -m distpro.sweep")
+    arguments = command_line(Arguments, "distpro.sweep")
     if arguments.csv is not None and not arguments.table:
         raise UserError("--csv is read by --table only")
     if arguments.figure is not None:

@@ -170,9 +170,23 @@ def test_home_is_spelt_out_wherever_it_stands(monkeypatch, tmp_path):
     assert config.teacher_checkpoint == tmp_path / "t.pth"
 
 
-def test_both_spellings_of_a_truth():
-    assert distpro.flags.parse(["--pooled", "false"]).pooled is False
-    assert distpro.flags.parse(["--pooled", "True"]).pooled is True
+def test_every_spelling_of_a_truth():
+    for words, expected in (
+        (["--pooled"], True),
+        (["--no-pooled"], False),
+        (["--pooled", "false"], False),
+        (["--pooled=True"], True),
+        (["--amp", "--pooled", "True", "--no-amp"], True),
+    ):
+        config = distpro.flags.parse(words)
+        assert (config.pooled, config.amp) == (expected, False)
+    assert distpro.flags.parse(["--process=false", "--method", "none"]).process == "false"
+
+
+def test_help_is_text_without_the_breaks_of_the_source():
+    text = " ".join(run("--help").stdout.replace("│", " ").split())
+    assert "zoo:NAME (an included one) or final:FILE (its last weights throughout). (default: search)" in text
+    assert "--epochs INT Epochs of the student; default: 3 for digits, 240 for CIFAR, 100 for a folder. --" in text
 
 
 PAIR = ["--dataset", "cifar100", "--teacher", "resnet56", "--student", "resnet20", "--epochs", "20"]

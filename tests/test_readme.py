@@ -10,6 +10,7 @@ from measured import measured
 from scipy.special import stdtrit
 
 from distpro.config import Config
+from distpro.errors import flag
 from distpro.flags import parse
 from distpro.sweep import Arguments
 
@@ -39,7 +40,9 @@ def test_every_flag_shown_is_one(words):
 
 
 def test_every_flag_named_anywhere_is_one():
-    known = {"--" + field.name.replace("_", "-") for kind in (Config, Arguments) for field in fields(kind)}
+    every = [field for kind in (Config, Arguments) for field in fields(kind)]
+    known = {flag(field.name) for field in every}
+    known |= {flag(f"no_{field.name}") for field in every if "bool" in field.type}
     known |= {"--help", "--steps", "--trace"}  # distpro.profile has the last two
     known |= {"--nproc-per-node", "--benchmark-only"}  # of torchrun, of pytest
     assert set(re.findall(r"--[a-z][a-z-]*", README)) <= known
