@@ -20,6 +20,7 @@ export DISTPRO_NATIVE=1                               # the tests must not pass 
 export DISTPRO_CUDA=ON
 export DISTPRO_CUDA_ARCHS=${DISTPRO_CUDA_ARCHS:-90-real}  # one architecture builds in a third of the time
 export PYTHONUNBUFFERED=1
+export PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin       # nvcc, compute-sanitizer and ncu are there on bare images
 summary=$out/summary.txt
 failed=$(mktemp -u)
 deadline=570
@@ -93,13 +94,13 @@ compiled=(benchmarks/test_pathway_loss.py -k fp32 "${sizes[@]}" --rounds 5)
 pytest operators 100 "${ops[@]}" --benchmark-json="$out/benchmarks.json"
 pytest steps 70 "${steps[@]}" --benchmark-json="$out/benchmarks-steps.json"
 pytest resized 40 benchmarks/test_resized_conv.py "${sizes[@]}" --rounds 5 --benchmark-json="$out/benchmarks-resized.json"
+pytest hours 160 benchmarks/test_gpu_hours.py "${sizes[@]}" --rounds 2 --all-pairs --benchmark-json="$out/benchmarks-hours.json"
 pytest compiled 80 "${compiled[@]}" --benchmark-json="$out/benchmarks-compiled.json"
-pytest hours 120 benchmarks/test_gpu_hours.py "${sizes[@]}" --rounds 3 --all-pairs --benchmark-json="$out/benchmarks-hours.json"
 # Where each kernel's time goes, in log.txt; on many machines only administrators may read the counters.
 if command -v ncu >/dev/null; then
   part ncu 60 bash -c 'ncu "$@" || echo "no counters: see log.txt"' ncu --set detailed --launch-skip 6 --launch-count 9 \
     --kernel-name 'regex:forward_kernel|backward_kernel|sums_kernel' "$python" -m pytest -q -p no:cacheprovider \
-    benchmarks/test_pathway_loss.py -k "cifar and train" "${sizes[@]}" --no-compile --rounds 1
+    benchmarks/test_pathway_loss.py -k "cifar and train" "${sizes[@]}" --no-compile --rounds 2
 else
   skip ncu "no ncu"
 fi

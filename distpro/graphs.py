@@ -65,6 +65,7 @@ class CudaGraphs:
         torch.cuda.set_stream(current)
         with suppress(AttributeError, RuntimeError):  # a private API, which raises if torch has cleaned up itself
             torch._C._cuda_endAllocateToPool(current.device_index, self.pool)
+            torch._C._cuda_releasePool(current.device_index, self.pool)  # the reference that the capture took
         with suppress(AttributeError, RuntimeError):
             generator = torch.cuda.default_generators[current.device_index]
             fresh = torch.Generator(generator.device)

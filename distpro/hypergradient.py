@@ -24,7 +24,7 @@ from distpro.features import Output
 from distpro.ops import pathway_dots, perturb
 from distpro.pathways import Pathways
 from distpro.sgd import SGD
-from distpro.tangents import FusedBatchNorm
+from distpro.tangents import FastTangents
 
 RADIUS = 0.01  # of the finite difference: epsilon = RADIUS / norm(direction), as in DARTS
 
@@ -111,7 +111,7 @@ def exact(
     through `torch.no_grad()`, where backward stops: a student must `detach` what it treats as constant.
     """
     # fused attention has no forward mode
-    with forward_ad.dual_level(), FusedBatchNorm(), sdpa_kernel(SDPBackend.MATH):
+    with forward_ad.dual_level(), FastTangents(), sdpa_kernel(SDPBackend.MATH):
         dtype = dtype or theta[0].dtype
         duals = [forward_ad.make_dual(p.to(dtype), d.to(dtype)) for p, d in zip(theta, direction, strict=True)]
         output = student(duals, x.to(dtype))

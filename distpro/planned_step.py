@@ -56,9 +56,15 @@ class PlannedStep(Step):
 
     def __call__(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor]:
         plan = self.plan(progress)
-        losses = self.take(x, y, plan._replace(numbers=to_device(plan.numbers, x.device)))
+        x, y, numbers, *batches = self.to_device(x, y, plan.numbers, *plan.batches)
+        losses = self.take(x, y, Plan(plan.key, numbers, tuple(batches)))
         self.after()
         return losses
+
+    def to_device(self, *tensors: Tensor) -> list[Tensor]:
+        """Move tensors to the device of the parameters."""
+        device = self.optimizer.param_groups[0]["params"][0].device
+        return [to_device(tensor, device) for tensor in tensors]
 
 
 class Graphed:
@@ -82,7 +88,8 @@ class Graphed:
             losses = self.graphs(plan.key, self._take, *inputs)
         except CaptureError as error:
             self._give_up(str(error))
-            losses = self._take(plan.key, *(to_device(t, x.device) for t in inputs))
+        if self.graphs is None:  # not in the handler, where the error would still hold the memory of the failed pass
+            losses = self._take(plan.key, *self.step.to_device(*inputs))
         self.step.after()
         self.taken += 1
         return losses

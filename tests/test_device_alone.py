@@ -77,6 +77,12 @@ def test_a_search(options):
     assert on_the_host(search_step(META, **options)) == []
 
 
+def test_batches_of_a_loader_on_the_host_are_moved():
+    (x, y), *_ = batches(torch.device("cpu"), 1)
+    for step in (distill_step(META, "kd"), search_step(META)):
+        assert step(x, y, 0.0)["loss"].device == META
+
+
 def test_a_batch_of_images():
     images = torch.zeros(STEPS, 1, 8, 8, dtype=torch.uint8, device=META)
     augmentation = Augmentation((0.5,), (0.5,), padding=2, flip=True, image_size=12)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from distpro.tangents import FusedBatchNorm
+from distpro.tangents import FastTangents
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
@@ -35,7 +37,7 @@ def through(norm, x, dx, tangents):
 def test_it_is_torchs_own_rule(shape, dtype):
     norm, *inputs = case(shape, dtype)
     wanted = through(norm, *inputs)
-    with FusedBatchNorm():
+    with FastTangents():
         found = through(norm, *inputs)
     tolerance = 1e-12 if dtype == F64 else 1e-5
     for ours, theirs in zip(found, wanted, strict=True):
@@ -46,7 +48,7 @@ def test_it_is_torchs_own_rule(shape, dtype):
 def test_in_bfloat16_it_is_off_by_roundings(layout):
     norm, *inputs = case((32, 8, 9, 9), BF16, layout)
     theirs = through(norm, *inputs)[1]
-    with FusedBatchNorm():
+    with FastTangents():
         ours = through(norm, *inputs)[1]
     x, dx, tangents = inputs
     exact = through(norm.double(), x.double(), dx.double(), [t.double() for t in tangents])[1]
@@ -61,7 +63,19 @@ def test_what_it_does_not_know_is_left_to_torch():
     for training, given in ((False, (x, dx, tangents)), (True, (x, None, tangents))):
         norm.train(training)
         wanted = through(norm, *given)
-        with FusedBatchNorm():
+        with FastTangents():
             found = through(norm, *given)
         for ours, theirs in zip(found, wanted, strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["layer", "batch"])
+def test_on_a_gpu_a_tangent_in_bfloat16_stays_so(kind):
+    """Without a GPU: fake tensors have the types that its kernels return."""
+    with FakeTensorMode(), torch.no_grad(), forward_ad.dual_level(), FastTangents():
+        dual = forward_ad.make_dual(*(torch.randn(4, 6, dtype=BF16, device="cuda") for _ in range(2)))
+        if kind == "layer":
+            y = F.layer_norm(dual, (6,))
+        else:  # parameters at rest
+            y = F.batch_norm(dual, *(torch.zeros(6, device="cuda") for _ in range(2)), training=True)
+        assert forward_ad.unpack_dual(y).tangent.dtype == BF16

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distpro import parallel
 from distpro.errors import UserError
 from distpro.layers import evaluating
+from distpro.precision import to_device
 
 
 class Metrics(NamedTuple):
@@ -39,15 +40,17 @@ class Classification:
 
         In a distributed job each process's loader has its own share; the metrics cover all of them.
         """
-        sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters(), torch.zeros(0)).device)
+        device = next(model.parameters(), torch.zeros(0)).device
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
         count = 0
         with evaluating(model):
             for x, y in loader:
+                x, y = to_device(x, device), to_device(y, device)
                 out = model(x)
                 logits = out if isinstance(out, Tensor) else out.logits
                 hits = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]
                 loss = F.cross_entropy(logits, y, reduction="sum").double()
-                sums = sums.to(y.device) + torch.stack([hits[:, 0].sum(), hits.sum(), loss])
+                sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss])
                 count += len(y)  # on the host: moving it would wait for the device at every batch
         *values, images = parallel.all_reduce_sum(torch.cat([sums, sums.new_tensor([count])])).tolist()
         if not images:
