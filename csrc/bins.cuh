@@ -13,28 +13,29 @@ struct Range {
   int end;
 };
 
-// Divides by a level. Levels are 1, 2 and 4, and half a level is the shift that divides by it; a
-// division by a number known only at run time takes some 30 instructions.
-__host__ __device__ inline int over_level(int x, int level) { return x >> (level >> 1); }
+// Levels are 1, 2 and 4, and half a level is the shift that divides by it; a division by a number
+// known only at run time takes some 30 instructions.
+__host__ __device__ inline int divide_by_level(int x, int level) { return x >> (level >> 1); }
 
 // Pixels of bin `i`, as pool_bins in plan.h computes them.
 __host__ __device__ inline Range bin_pixels(int i, int size, int level) {
-  return {over_level(i * size, level), over_level((i + 1) * size + level - 1, level)};
+  return {divide_by_level(i * size, level), divide_by_level((i + 1) * size + level - 1, level)};
 }
 
 // The bounds of all bins cut an edge into segments, and every bin is a run of segments. If 4
 // divides the edge, the segments are its quarters. Otherwise neighbouring quarters may share a
 // pixel, and there are seven segments, some of them empty: quarter, shared pixel, quarter, shared
-// pixel, ... An edge of one pixel is a single segment, which is in every bin.
+// pixel, ... An edge of one pixel is a single segment, which is in every bin. A segment of rows and
+// one of columns meet in a rectangle.
 __host__ __device__ inline int segments(int size) { return size % 4 == 0 ? 4 : size == 1 ? 1 : 7; }
 
 // Start of segment `s` of seven: some quarters of the edge, rounded up or down.
-__host__ __device__ inline int seventh(int s, int size) {
+__host__ __device__ inline int start_of_seventh(int s, int size) {
   return ((s + 1) / 2 * size + (s % 2 == 0 ? 3 : 0)) / 4;
 }
 
 __host__ __device__ inline Range segment_pixels(int s, int size) {
-  if (segments(size) == 7) return {seventh(s, size), seventh(s + 1, size)};
+  if (segments(size) == 7) return {start_of_seventh(s, size), start_of_seventh(s + 1, size)};
   return size == 1 ? Range{0, 1} : Range{s * (size / 4), (s + 1) * (size / 4)};
 }
 
@@ -54,9 +55,9 @@ __host__ __device__ inline Range bins_of_segment(int s, int size, int level) {
 // The segments that make up bin `i`.
 __host__ __device__ inline Range segments_of_bin(int i, int size, int level) {
   if (size == 1) return {0, 1};
-  if (size % 4 == 0) return {over_level(i * 4, level), over_level((i + 1) * 4, level)};
-  const int start = over_level(i * 8, level) - 1;
-  const int end = over_level((i + 1) * 8, level);
+  if (size % 4 == 0) return {divide_by_level(i * 4, level), divide_by_level((i + 1) * 4, level)};
+  const int start = divide_by_level(i * 8, level) - 1;
+  const int end = divide_by_level((i + 1) * 8, level);
   return {start < 0 ? 0 : start, end > 7 ? 7 : end};
 }
 

@@ -16,32 +16,32 @@ namespace distpro::cuda {
 
 // Where the tiles of one item (a pathway, an array) are among the blocks of a launch. The items of
 // a group have equally many tiles, interleaved: tile 0 of each, then tile 1 of each, ...
-struct Slot {
+struct Placement {
   int first_block;    // of the group
   int group;          // index of its first item
   int members;        // items in the group
   int first_partial;  // of the item: its tiles' partials follow one another from there
 };
 
-struct Place {
+struct TileIndex {
   int item;
   int tile;
 };
 
 template <typename Item>
-__host__ __device__ inline Place locate(const Item* items, int count, int block) {
+__host__ __device__ inline TileIndex tile_of_block(const Item* items, int count, int block) {
   int low = 0, high = count;  // the item sought, or one of its group, is in [low, high)
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    if (items[middle].slot.first_block <= block) {
+    if (items[middle].placement.first_block <= block) {
       low = middle;
     } else {
       high = middle;
     }
   }
-  const Slot& slot = items[low].slot;
-  const int local = block - slot.first_block;
-  return {slot.group + local % slot.members, local / slot.members};
+  const Placement& placement = items[low].placement;
+  const int local = block - placement.first_block;
+  return {placement.group + local % placement.members, local / placement.members};
 }
 
 // The tiles of one item in a plan: tiles[first + k * stride].
@@ -51,41 +51,41 @@ struct Span {
   std::int64_t tiles;
 };
 
-// One launch: its items, by index in the plan, and the slot of each (first_partial unset).
-struct Batch {
+// One launch: its items, by index in the plan, and the placement of each (first_partial unset).
+struct LaunchPlan {
   std::vector<int> items;
-  std::vector<Slot> slots;
+  std::vector<Placement> placements;
   int blocks = 0;
 };
 
 // Splits the items into launches of at most `capacity`, in the order of the plan's tiles.
-inline std::vector<Batch> arrange(const std::vector<Span>& spans, int capacity) {
+inline std::vector<LaunchPlan> plan_launches(const std::vector<Span>& spans, int capacity) {
   std::vector<int> order(spans.size());
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(),
             [&](int a, int b) { return spans[a].first < spans[b].first; });
-  std::vector<Batch> batches;
+  std::vector<LaunchPlan> launches;
   const Span* previous = nullptr;
   for (const int item : order) {
     const Span& span = spans[item];
-    if (batches.empty() || static_cast<int>(batches.back().items.size()) == capacity) {
-      batches.emplace_back();
+    if (launches.empty() || static_cast<int>(launches.back().items.size()) == capacity) {
+      launches.emplace_back();
       previous = nullptr;
     }
-    Batch& batch = batches.back();
-    const int index = static_cast<int>(batch.items.size());
+    LaunchPlan& last = launches.back();
+    const int index = static_cast<int>(last.items.size());
     const bool joins = previous && previous->tiles == span.tiles && previous->stride > 1 &&
                        previous->stride == span.stride && previous->first + 1 == span.first &&
-                       batch.slots.back().members < span.stride;
-    const int group = joins ? batch.slots.back().group : index;
-    const int first_block = joins ? batch.slots.back().first_block : batch.blocks;
-    batch.items.push_back(item);
-    batch.slots.push_back({first_block, group, 0, 0});
-    for (int i = group; i <= index; ++i) batch.slots[i].members = index - group + 1;
-    batch.blocks += static_cast<int>(span.tiles);
+                       last.placements.back().members < span.stride;
+    const int group = joins ? last.placements.back().group : index;
+    const int first_block = joins ? last.placements.back().first_block : last.blocks;
+    last.items.push_back(item);
+    last.placements.push_back({first_block, group, 0, 0});
+    for (int i = group; i <= index; ++i) last.placements[i].members = index - group + 1;
+    last.blocks += static_cast<int>(span.tiles);
     previous = &span;
   }
-  return batches;
+  return launches;
 }
 
 __device__ inline double warp_sum(double x) {

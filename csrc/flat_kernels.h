@@ -1,5 +1,5 @@
-// Element-wise work on flat arrays, without planes or bins. Included after storage.h, inside a
-// namespace once per instruction set, hence no includes.
+// Element-wise work on flat arrays, without planes or bins. Included after simd_elements.h, inside
+// a namespace once per instruction set, hence no includes.
 
 // What is summed of s - t.
 enum class Flat {

@@ -24,8 +24,9 @@ Axis axis(std::int64_t size, const Geometry& g) {
     const std::vector<Bin> bins = pool_bins(size, g.level[l]);
     for (int i = 0; i < result.segments; ++i) {
       int& first = result.first[l][i];
-      while (bins[static_cast<std::size_t>(first)].end <= edges[static_cast<std::size_t>(i)])
+      while (bins[static_cast<std::size_t>(first)].end <= edges[static_cast<std::size_t>(i)]) {
         ++first;
+      }
       int end = first;
       while (end < g.level[l] &&
              bins[static_cast<std::size_t>(end)].start <= edges[static_cast<std::size_t>(i)]) {
@@ -45,20 +46,20 @@ Geometry geometry(const Pathway& pathway, Distance distance) {
   g.layout = pathway.layout;
   g.n = pathway.shape[0], g.c = pathway.shape[1], g.h = pathway.shape[2], g.w = pathway.shape[3];
   const double planes = static_cast<double>(g.n) * static_cast<double>(g.c);
-  g.full =
+  g.element_weight =
       pathway.levels[0].weight / (planes * static_cast<double>(g.h) * static_cast<double>(g.w));
   for (std::size_t k = 1; k < pathway.levels.size(); ++k) {
     const auto level = static_cast<int>(pathway.levels[k].level);
     const int l = g.levels++;
     g.level[l] = level;
     g.first_bin[l] = g.bins;
-    g.square[l] = pathway.levels[k].weight / (planes * level * level);
+    g.bin_weight[l] = pathway.levels[k].weight / (planes * level * level);
     const std::vector<Bin> rows = pool_bins(g.h, level), columns = pool_bins(g.w, level);
     for (const Bin& row : rows) {
       for (const Bin& column : columns) {
         const auto area = static_cast<double>((row.end - row.start) * (column.end - column.start));
-        g.inverse[g.bins] = 1 / area;
-        g.gain[g.bins++] = 2 * g.square[l] / area;
+        g.inverse_area[g.bins] = 1 / area;
+        g.gradient_factor[g.bins++] = 2 * g.bin_weight[l] / area;
       }
     }
   }
@@ -66,11 +67,11 @@ Geometry geometry(const Pathway& pathway, Distance distance) {
   g.columns = axis(g.w, g);
   for (int i = 0; i < g.rows.segments; ++i) {
     for (int j = 0; j < g.columns.segments; ++j) {
-      Held& held = g.held[i][j];
+      BinList& containing = g.bins_containing[i][j];
       for (int l = 0; l < g.levels; ++l) {
         for (int r = g.rows.first[l][i]; r < g.rows.end[l][i]; ++r) {
           for (int c = g.columns.first[l][j]; c < g.columns.end[l][j]; ++c) {
-            held.bin[held.size++] = g.first_bin[l] + r * g.level[l] + c;
+            containing.bin[containing.count++] = g.first_bin[l] + r * g.level[l] + c;
           }
         }
       }

@@ -1,6 +1,7 @@
-// The bins of an HCL's levels over a plane, cut into segments: runs of rows (or columns) that lie
-// in the same bins at every level. Each pixel is read once and added to its segment, and bins are
-// sums of segments, even if they overlap.
+// The bins of an HCL's levels over a plane. The bounds of all bins cut each axis into segments:
+// runs of rows (or columns) that lie in the same bins at every level. A segment of rows and one of
+// columns meet in a rectangle. Each pixel is read once and added to its rectangle, and bins are
+// sums of rectangles, even if they overlap.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +21,8 @@ struct Axis {
   int end[kMaxLevels][kMaxSegments];    // [first, end)
 };
 
-// The bins that contain a segment of rows and columns.
-struct Held {
-  int size;
+struct BinList {
+  int count;
   int bin[kMaxBins];
 };
 
@@ -35,11 +35,11 @@ struct Geometry {
   int first_bin[kMaxLevels];  // where the level's bins start among all
   int bins;
   Axis rows, columns;
-  Held held[kMaxSegments][kMaxSegments];
-  double inverse[kMaxBins];   // 1 / pixels of a bin
-  double gain[kMaxBins];      // (d loss / d element) / the bin's mean: 2 * square / pixels
-  double square[kMaxLevels];  // factor of a squared bin mean: weight / (N * C * level^2)
-  double full;                // factor of a squared element: weight / (N * C * H * W)
+  BinList bins_containing[kMaxSegments][kMaxSegments];  // [segment of rows][segment of columns]
+  double inverse_area[kMaxBins];                        // 1 / pixels of a bin
+  double gradient_factor[kMaxBins];  // of a bin's mean in the gradient: 2 * bin_weight / pixels
+  double bin_weight[kMaxLevels];     // of a squared bin mean: level's weight / (N * C * level^2)
+  double element_weight;  // of a squared (l1: absolute) element: weight / (N * C * H * W)
 };
 
 Geometry geometry(const Pathway& pathway, Distance distance);

@@ -18,7 +18,7 @@ constexpr int kScratch = 32768 / sizeof(Acc<T>);
 // Blocks per multiprocessor: four of 256 threads leave each thread 64 registers, which the kernels
 // need, and fit in the shared memory of an A100 (164 KB) and an H100 (228 KB).
 template <typename T>
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
+constexpr int kBlocksPerSm = sizeof(T) == 8 ? 2 : 4;
 
 constexpr int kMapsPerLaunch = 128;
 
@@ -32,19 +32,19 @@ enum class Pooling : int {
 struct Map {
   const void* student;
   const void* teacher;
-  void* gradient;           // backward
-  std::int64_t planes;      // N * C
-  std::int64_t first_mean;  // of the pathway
-  double scale;             // weight of the full map / number of its elements
-  double ratio[3];          // of the levels 4, 2, 1: weight of one squared bin mean / `scale`
-  int index;                // of the pathway
+  void* gradient;             // backward
+  std::int64_t planes;        // N * C
+  std::int64_t means_offset;  // of the pathway
+  double scale;               // weight of the full map / number of its elements
+  double ratio[3];            // of the levels 4, 2, 1: weight of one squared bin mean / `scale`
+  int index;                  // of the pathway
   int channels, height, width;
   int bins;  // 21, 5, 1 or 0
   bool channels_last;
   Pooling pooling;
   int tile_planes;
   int chunk;  // planes in shared memory at a time
-  Slot slot;
+  Placement placement;
 };
 
 struct MapCall {
@@ -61,13 +61,13 @@ struct MapCall {
 static_assert(sizeof(MapCall) <= 32764);
 
 // Some planes of a map: their elements, and where their bin means are: that of plane k and bin b at
-// mean + k * mean_plane + b * mean_bin.
+// means_offset + k * plane_stride + b * bin_stride.
 struct Planes {
   Run run;
   int count;
-  std::int64_t mean;
-  std::int64_t mean_plane;
-  std::int64_t mean_bin;
+  std::int64_t means_offset;
+  std::int64_t plane_stride;
+  std::int64_t bin_stride;
 };
 
 // At most `most` planes of tile `tile`, from its plane `skip` on; count <= 0 beyond its end.
@@ -87,14 +87,17 @@ __host__ __device__ inline Planes planes_at(const Map& map, int tile, int skip, 
   plane += skip;
   const int count = end - plane < most ? static_cast<int>(end - plane) : most;
   if (!map.channels_last) {
-    return {
-        {plane * area, 1, count * area, 0}, count, map.first_mean + plane * map.bins, map.bins, 1};
+    return {{plane * area, 1, count * area, 0},
+            count,
+            map.means_offset + plane * map.bins,
+            map.bins,
+            1};
   }
   const std::int64_t image = plane / map.channels;
   const std::int64_t channel = plane % map.channels;
   return {{image * area * map.channels + channel, area, count, map.channels},
           count,
-          map.first_mean + image * map.bins * map.channels + channel,
+          map.means_offset + image * map.bins * map.channels + channel,
           1,
           map.channels};
 }
@@ -144,7 +147,7 @@ inline void require(bool good, std::size_t pathway, const char* what) {
   }
 }
 
-// All but the addresses, the pooling with its chunk, and the slot.
+// All but the addresses, the pooling with its chunk, and the placement.
 inline Map map_of(const Pathway& pathway, std::size_t index) {
   constexpr std::int64_t kMost = 1 << 30;
   const auto [n, c, h, w] = pathway.shape;
@@ -153,7 +156,7 @@ inline Map map_of(const Pathway& pathway, std::size_t index) {
   require(c < kMost, index, "has 2^30 channels or more");
   Map map{};
   map.planes = n * c;
-  map.first_mean = pathway.first_mean;
+  map.means_offset = pathway.means_offset;
   const double full = pathway.levels.front().weight;
   map.scale = full / (static_cast<double>(n) * c * h * w);
   for (const Level& l : pathway.levels) {
@@ -180,7 +183,7 @@ inline int chunk_of(const Map& map, int fit) {
 }
 
 template <typename T>
-void choose_forward(Map& map) {
+void choose_forward_pooling(Map& map) {
   if (map.bins == 0) return;
   const int fit = Cells::fit(kScratch<T>, map.height, map.width, row_bins(map.bins));
   map.pooling = map.channels_last || fit == 0 ? Pooling::segments : Pooling::staged;
@@ -193,7 +196,7 @@ void choose_forward(Map& map) {
 }
 
 template <typename T>
-void choose_backward(Map& map) {
+void choose_backward_pooling(Map& map) {
   if (map.bins == 0) return;
   map.pooling = Pooling::segments;
   const int rectangles = segments(map.height) * segments(map.width);

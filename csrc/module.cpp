@@ -78,9 +78,9 @@ void dispatch(OnCpu on_cpu, [[maybe_unused]] OnCuda on_cuda, const Plan& plan, c
 }
 
 #ifdef DISTPRO_WITH_CUDA
-#define DISTPRO_KERNELS(name) &distpro::cpu::name, &distpro::cuda::name
+#define DISTPRO_ON_DEVICES(name) &distpro::cpu::name, &distpro::cuda::name
 #else
-#define DISTPRO_KERNELS(name) &distpro::cpu::name, nullptr
+#define DISTPRO_ON_DEVICES(name) &distpro::cpu::name, nullptr
 #endif
 
 void pathway_loss_forward(const distpro::PathwayPlan& plan, const Addresses& students,
@@ -96,7 +96,7 @@ void pathway_loss_forward(const distpro::PathwayPlan& plan, const Addresses& stu
                                   pointer(per_pathway),
                                   pointer(means),
                                   static_cast<double*>(pointer(partials))};
-  dispatch(DISTPRO_KERNELS(pathway_loss_forward), plan, call, stream);
+  dispatch(DISTPRO_ON_DEVICES(pathway_loss_forward), plan, call, stream);
 }
 
 void pathway_loss_backward(const distpro::PathwayPlan& plan, const Addresses& students,
@@ -110,7 +110,7 @@ void pathway_loss_backward(const distpro::PathwayPlan& plan, const Addresses& st
   const distpro::LossBackward call{students.data(),  teachers.data(),    gradients.data(),
                                    pointer(weights), pointer(grad_loss), pointer(grad_per_pathway),
                                    pointer(means)};
-  dispatch(DISTPRO_KERNELS(pathway_loss_backward), plan, call, stream);
+  dispatch(DISTPRO_ON_DEVICES(pathway_loss_backward), plan, call, stream);
 }
 
 void pathway_dots(const distpro::VectorPlan& plan, const Addresses& left, const Addresses& right,
@@ -120,7 +120,7 @@ void pathway_dots(const distpro::VectorPlan& plan, const Addresses& left, const 
   require_size("right", plan.sizes.size(), right.size());
   const distpro::Dots call{left.data(), right.data(), pointer(dots),
                            static_cast<double*>(pointer(partials))};
-  dispatch(DISTPRO_KERNELS(pathway_dots), plan, call, stream);
+  dispatch(DISTPRO_ON_DEVICES(pathway_dots), plan, call, stream);
 }
 
 void perturb(const distpro::VectorPlan& plan, const Addresses& parameters,
@@ -137,7 +137,7 @@ void perturb(const distpro::VectorPlan& plan, const Addresses& parameters,
                               radius,
                               pointer(epsilon),
                               static_cast<double*>(pointer(partials))};
-  dispatch(DISTPRO_KERNELS(perturb), plan, call, stream);
+  dispatch(DISTPRO_ON_DEVICES(perturb), plan, call, stream);
 }
 
 void bind_operators(py::module_& m) {
@@ -160,7 +160,7 @@ void bind_operators(py::module_& m) {
       .def(py::init(&distpro::pathway_plan), py::arg("dtype"), py::arg("distance"),
            py::arg("shapes"), py::arg("layouts"), py::arg("teacher_of"), py::arg("tile_elements"),
            py::arg("tile_channels"))
-      .def_readonly("means", &PathwayPlan::means)
+      .def_readonly("means", &PathwayPlan::means_size)
       .def_property_readonly("tiles", [](const PathwayPlan& plan) { return as_list(plan.tiles); })
       .def_property_readonly("partials", [](const PathwayPlan& plan) { return plan.tiles.size(); });
   py::class_<VectorPlan>(m, "VectorPlan", "How dots and perturb walk lists of flat arrays.")

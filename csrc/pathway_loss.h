@@ -18,7 +18,7 @@ struct Pathway {
   Layout layout;              // of student, teacher and gradient
   std::vector<Level> levels;  // {{0, 1}} unless hcl
   std::int64_t bins;          // of all levels l > 0: the sum of l * l, at most 21
-  std::int64_t first_mean;    // where its bin means start, in acc elements
+  std::int64_t means_offset;  // where its bin means start, in acc elements
   std::int64_t tile_planes;   // planes of each tile but its last
   std::int64_t first_tile;
   std::int64_t tile_stride;
@@ -31,7 +31,7 @@ struct PathwayPlan {
   Distance distance;
   std::vector<Pathway> pathways;
   std::vector<Tile> tiles;
-  std::int64_t means;                   // acc elements of all bin means
+  std::int64_t means_size;              // acc elements of all bin means
   std::vector<std::int64_t> map_tiles;  // where the tiles of each teacher map start; then their end
 };
 
@@ -45,7 +45,7 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
                          std::int64_t tile_channels);
 
 // Bin means of student - teacher, levels in the plan's order, bins of a level row by row, are at
-// means[first_mean + ...] as [N * C, bins] for planes and [N, bins, C] for channels_last.
+// means[means_offset + ...] as [N * C, bins] for planes and [N, bins, C] for channels_last.
 //
 // A pathway of weight 0 is not read: its loss is 0 and its means are not written.
 struct LossForward {
@@ -54,7 +54,7 @@ struct LossForward {
   const void* weights;  // acc [P]
   void* loss;           // acc []: sum of weights[p] * per_pathway[p], summed in double
   void* per_pathway;    // acc [P]
-  void* means;          // acc [plan.means], or null: do not keep them
+  void* means;          // acc [plan.means_size], or null: do not keep them
   double* partials;     // workspace [tiles]: each tile's contribution to per_pathway
 };
 
@@ -68,7 +68,7 @@ struct LossBackward {
   const void* weights;              // acc [P]
   const void* grad_loss;            // acc []
   const void* grad_per_pathway;     // acc [P]
-  const void* means;                // of the forward; null where plan.means is 0
+  const void* means;                // of the forward; null where plan.means_size is 0
 };
 
 namespace cpu {

@@ -41,7 +41,8 @@ __device__ void fill_table(const Map& map, const Planes& planes, const Real* mea
     const Range y = bin_pixels(bin.row, map.height, bin.level);
     const Real area = static_cast<Real>((x.end - x.start) * (y.end - y.start));
     const auto ratio = static_cast<Real>(map.ratio[level_index(bin.level)]);
-    scaled[i] = ratio * means[planes.mean + k * planes.mean_plane + b * planes.mean_bin] / area;
+    scaled[i] =
+        ratio * means[planes.means_offset + k * planes.plane_stride + b * planes.bin_stride] / area;
   }
   __syncthreads();
   for (int i = threadIdx.x; i < rectangles * planes.count; i += kThreads) {
@@ -149,18 +150,18 @@ __device__ void pooled_gradient(const Map& map, int tile, Acc<T> c, const Acc<T>
 }
 
 template <typename T, bool kPooled>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T>)
     backward_kernel(const __grid_constant__ MapCall call) {
   using Real = Acc<T>;
-  const Place place = locate(call.maps, call.count, static_cast<int>(blockIdx.x));
-  const Map& map = call.maps[place.item];
+  const TileIndex at = tile_of_block(call.maps, call.count, static_cast<int>(blockIdx.x));
+  const Map& map = call.maps[at.item];
   // In double: the two terms may cancel, and the scale of a large map leaves float little range.
   const double weight = static_cast<const Real*>(call.weights)[map.index];
   const double coefficient = weight == 0
                                  ? 0
                                  : weight * *static_cast<const Real*>(call.grad_loss) +
                                        static_cast<const Real*>(call.grad_per_pathway)[map.index];
-  const Run run = planes_at(map, place.tile, 0, map.tile_planes).run;
+  const Run run = planes_at(map, at.tile, 0, map.tile_planes).run;
   if (coefficient == 0) return fill_zero(static_cast<T*>(map.gradient), run);
   const auto c = static_cast<Real>((call.l1 ? 1 : 2) * map.scale * coefficient);
   if constexpr (kPooled) {
@@ -168,9 +169,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     __shared__ unsigned char lookup[kLookup];
     const auto* means = static_cast<const Real*>(call.means);
     if (map.pooling != Pooling::none) {
-      return map.channels_last
-                 ? pooled_gradient<true, T>(map, place.tile, c, means, scratch, lookup)
-                 : pooled_gradient<false, T>(map, place.tile, c, means, scratch, lookup);
+      return map.channels_last ? pooled_gradient<true, T>(map, at.tile, c, means, scratch, lookup)
+                               : pooled_gradient<false, T>(map, at.tile, c, means, scratch, lookup);
     }
   }
   flat_gradient<T>(map, run, c, call.l1);

@@ -31,16 +31,13 @@ struct Kernels {
   const char* name;
 };
 
-#define DISTPRO_KERNELS                                                                      \
-  {                                                                                          \
-    {forward_tile<float>, forward_tile<BFloat16>, forward_tile<Half>, forward_tile<double>}, \
-        {backward_tile<float>, backward_tile<BFloat16>, backward_tile<Half>,                 \
-         backward_tile<double>},                                                             \
-        kName                                                                                \
-  }
+#define DISTPRO_KERNELS                                                                         \
+  {{forward_tile<float>, forward_tile<BFloat16>, forward_tile<Half>, forward_tile<double>},     \
+   {backward_tile<float>, backward_tile<BFloat16>, backward_tile<Half>, backward_tile<double>}, \
+   kName}
 
-#define DISTPRO_KERNEL_FILE "loss_kernels.h"
-#include "flavours.h"
+#define DISTPRO_KERNEL_FILE "pathway_kernels.h"
+#include "simd_dispatch.h"
 
 std::size_t accumulation_size(Dtype dtype) {
   return dtype == Dtype::float64 ? sizeof(double) : sizeof(float);
@@ -58,7 +55,7 @@ double value(const void* from, Dtype dtype, std::size_t index = 0) {
 const void* address(std::uintptr_t number) { return reinterpret_cast<const void*>(number); }
 
 // Fresh memory is mapped at its first touch, in pages of 4 KB. For 27 gradients of 132 MB together,
-// forward and backward took 70-92 ms, with pages of 2 MB 58-64. This asks for the latter, if available.
+// forward and backward took 70-92 ms, with pages of 2 MB 58-64. This asks for the latter.
 void prefer_huge_pages([[maybe_unused]] std::uintptr_t start, [[maybe_unused]] std::size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr std::uintptr_t kHuge = std::uintptr_t{1} << 21;
@@ -76,8 +73,8 @@ class Workspace {
     for (const Pathway& p : plan.pathways) {
       geometries_.push_back(geometry(p, plan.distance));
       const Geometry& g = geometries_.back();
-      const bool last = p.layout == Layout::channels_last;
-      most = std::max(most, last ? p.tile_planes * p.bins : baseline::scratch_of(g));
+      const bool channels_last = p.layout == Layout::channels_last;
+      most = std::max(most, channels_last ? p.tile_planes * p.bins : baseline::scratch_of(g));
     }
     stride_ = static_cast<std::size_t>(most) / 8 + 2;  // a line apart: no false sharing
     scratch_.resize(stride_ * static_cast<std::size_t>(threads()));
@@ -126,7 +123,7 @@ void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call) {
       return;
     }
     char* means = static_cast<char*>(call.means);
-    if (means) means += static_cast<std::size_t>(plan.pathways[p].first_mean) * size;
+    if (means) means += static_cast<std::size_t>(plan.pathways[p].means_offset) * size;
     partial = run(work.geometry_of(p), tile.first_plane, tile.planes, address(call.students[p]),
                   address(call.teachers[p]), means, work.scratch());
   });
@@ -160,7 +157,7 @@ void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call) {
     const double weight = value(call.weights, plan.dtype, p);
     const double grad = value(call.grad_per_pathway, plan.dtype, p);
     const char* means = static_cast<const char*>(call.means);
-    if (means) means += static_cast<std::size_t>(plan.pathways[p].first_mean) * size;
+    if (means) means += static_cast<std::size_t>(plan.pathways[p].means_offset) * size;
     run(work.geometry_of(p), tile.first_plane, tile.planes, address(call.students[p]),
         address(call.teachers[p]), const_cast<void*>(address(call.gradients[p])), means,
         weight == 0 ? 0 : weight * grad_loss + grad, work.scratch());

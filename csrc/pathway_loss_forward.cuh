@@ -37,9 +37,9 @@ __device__ inline void add_rows(const Real* cells, const Cells& at, int k, int c
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     quarter[i] = 0;
-    const Range own{seventh(2 * i, at.height), seventh(2 * i + 1, at.height)};
+    const Range own{start_of_seventh(2 * i, at.height), start_of_seventh(2 * i + 1, at.height)};
     int cell = (k * at.height + own.start) * at.width + column;
-    if (i > 0 && seventh(2 * i - 1, at.height) < own.start) {
+    if (i > 0 && start_of_seventh(2 * i - 1, at.height) < own.start) {
       shared[i] = cells[at.element(cell - at.width)];
     }
     for (int row = own.start; row < own.end; ++row, cell += at.width) {
@@ -110,7 +110,7 @@ __device__ Acc<T> staged_tile(const Map& map, int tile, Acc<T>* means, Acc<T>* c
       }
       const Real mean = total / static_cast<Real>((x.end - x.start) * (y.end - y.start));
       sum += ratio_of<Real>(map, bin.level) * mean * mean;
-      if (means) means[planes.mean + i] = mean;
+      if (means) means[planes.means_offset + i] = mean;
     }
   }
   return sum;
@@ -204,18 +204,20 @@ __device__ Acc<T> segments_tile(const Map& map, int tile, Acc<T>* means, Acc<T>*
       const Range y = bin_pixels(bin.row, map.height, bin.level);
       const Real mean = total / static_cast<Real>((x.end - x.start) * (y.end - y.start));
       sum += ratio_of<Real>(map, bin.level) * mean * mean;
-      if (means) means[planes.mean + k * planes.mean_plane + b * planes.mean_bin] = mean;
+      if (means) {
+        means[planes.means_offset + k * planes.plane_stride + b * planes.bin_stride] = mean;
+      }
     }
   }
   return sum;
 }
 
 template <typename T, bool kPooled>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T>)
     forward_kernel(const __grid_constant__ MapCall call) {
   using Real = Acc<T>;
-  const Place place = locate(call.maps, call.count, static_cast<int>(blockIdx.x));
-  const Map& map = call.maps[place.item];
+  const TileIndex at = tile_of_block(call.maps, call.count, static_cast<int>(blockIdx.x));
+  const Map& map = call.maps[at.item];
   // The maps of a dropped pathway are not read, nor are its partials by the second stage.
   if (static_cast<const Real*>(call.weights)[map.index] == 0) return;
   Real sum;
@@ -223,17 +225,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     alignas(16) __shared__ Real scratch[kScratch<T>];
     auto* means = static_cast<Real*>(call.means);
     if (map.pooling == Pooling::staged) {
-      sum = staged_tile<T>(map, place.tile, means, scratch);
+      sum = staged_tile<T>(map, at.tile, means, scratch);
     } else if (map.pooling == Pooling::segments) {
-      sum = segments_tile<T>(map, place.tile, means, scratch);
+      sum = segments_tile<T>(map, at.tile, means, scratch);
     } else {
-      sum = flat_tile<T>(map, place.tile, false);
+      sum = flat_tile<T>(map, at.tile, false);
     }
   } else {
-    sum = flat_tile<T>(map, place.tile, call.l1);
+    sum = flat_tile<T>(map, at.tile, call.l1);
   }
   const double total = block_sum<kThreads>(sum);
-  if (threadIdx.x == 0) call.partials[map.slot.first_partial + place.tile] = total * map.scale;
+  if (threadIdx.x == 0) call.partials[map.placement.first_partial + at.tile] = total * map.scale;
 }
 
 }  // namespace distpro::cuda

@@ -110,10 +110,11 @@ std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
   std::vector<Tile> tiles;
   for (const std::vector<std::size_t>& group : groups) {
     const auto [n, c, h, w] = shapes[group.front()];
-    const bool last = !layouts.empty() && layouts[group.front()] == Layout::channels_last;
-    const std::int64_t run = last ? c : n * c;  // planes within which a tile must stay
-    const std::int64_t step = tile_step(
-        run, tile_elements / (h * w), last ? tile_channels : kPlaneGroup, last ? tile_channels : 1);
+    const bool channels_last = !layouts.empty() && layouts[group.front()] == Layout::channels_last;
+    const std::int64_t run = channels_last ? c : n * c;  // planes within which a tile must stay
+    const std::int64_t step =
+        tile_step(run, tile_elements / (h * w), channels_last ? tile_channels : kPlaneGroup,
+                  channels_last ? tile_channels : 1);
     const std::int64_t runs = n * c / run;
     const auto pathways = static_cast<std::int64_t>(group.size());
     const std::int64_t room = kMaxTiles - static_cast<std::int64_t>(tiles.size());

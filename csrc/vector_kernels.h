@@ -1,6 +1,6 @@
-// Tiles of flat arrays, which start at element `first`. Included through flavours.h: no includes
-// but storage.h.
-#include "storage.h"
+// Tiles of flat arrays, which start at element `first`. Included through simd_dispatch.h: no
+// includes but simd_elements.h.
+#include "simd_elements.h"
 
 constexpr int kSums = 16;  // independent partial sums of a dot product
 

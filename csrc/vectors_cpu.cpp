@@ -17,13 +17,11 @@ struct Kernels {  // by Dtype
 };
 
 #define DISTPRO_KERNELS                                           \
-  {                                                               \
-    {dot<float>, dot<BFloat16>, dot<Half>, dot<double>},          \
-        {perturb_tile<float>, nullptr, nullptr, perturb_tile<double>}, \
-        kName                                                     \
-  }
+  {{dot<float>, dot<BFloat16>, dot<Half>, dot<double>},           \
+   {perturb_tile<float>, nullptr, nullptr, perturb_tile<double>}, \
+   kName}
 #define DISTPRO_KERNEL_FILE "vector_kernels.h"
-#include "flavours.h"
+#include "simd_dispatch.h"
 
 void dots_of_tiles(const VectorPlan& plan, const std::uintptr_t* left, const std::uintptr_t* right,
                    double* partials) {

@@ -18,7 +18,7 @@ struct Array {
   void* minus;
   std::int64_t size;
   int tile_elements;
-  Slot slot;
+  Placement placement;
 };
 
 struct ArrayCall {
@@ -37,10 +37,10 @@ __device__ inline Run run_of(const Array& array, int tile) {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) dots_kernel(const __grid_constant__ ArrayCall call) {
-  const Place place = locate(call.arrays, call.count, static_cast<int>(blockIdx.x));
-  const Array& array = call.arrays[place.item];
+  const TileIndex at = tile_of_block(call.arrays, call.count, static_cast<int>(blockIdx.x));
+  const Array& array = call.arrays[at.item];
   const T* const both[2] = {static_cast<const T*>(array.left), static_cast<const T*>(array.right)};
-  const Run run = run_of(array, place.tile);
+  const Run run = run_of(array, at.tile);
   const bool wide = aligned(both[0] + run.origin, both[1] + run.origin);
   double sum = 0;
   walk_all(both, run, wide, [&](auto lanes, int, int, std::int64_t, auto& x) {
@@ -50,16 +50,16 @@ __global__ void __launch_bounds__(kThreads) dots_kernel(const __grid_constant__ 
     }
   });
   const double total = block_sum<kThreads>(sum);
-  if (threadIdx.x == 0) call.partials[array.slot.first_partial + place.tile] = total;
+  if (threadIdx.x == 0) call.partials[array.placement.first_partial + at.tile] = total;
 }
 
 // Squares in double: those of a float direction then neither overflow nor underflow.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ ArrayCall call) {
-  const Place place = locate(call.arrays, call.count, static_cast<int>(blockIdx.x));
-  const Array& array = call.arrays[place.item];
+  const TileIndex at = tile_of_block(call.arrays, call.count, static_cast<int>(blockIdx.x));
+  const Array& array = call.arrays[at.item];
   const T* const one[1] = {static_cast<const T*>(array.right)};
-  const Run run = run_of(array, place.tile);
+  const Run run = run_of(array, at.tile);
   double sum = 0;
   walk_all(one, run, aligned(one[0] + run.origin),
            [&](auto lanes, int, int, std::int64_t, auto& x) {
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
              }
            });
   const double total = block_sum<kThreads>(sum);
-  if (threadIdx.x == 0) call.partials[array.slot.first_partial + place.tile] = total;
+  if (threadIdx.x == 0) call.partials[array.placement.first_partial + at.tile] = total;
 }
 
 template <typename Real>
@@ -86,13 +86,13 @@ __global__ void __launch_bounds__(kFinishThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) perturb_kernel(const __grid_constant__ ArrayCall call) {
-  const Place place = locate(call.arrays, call.count, static_cast<int>(blockIdx.x));
-  const Array& array = call.arrays[place.item];
+  const TileIndex at = tile_of_block(call.arrays, call.count, static_cast<int>(blockIdx.x));
+  const Array& array = call.arrays[at.item];
   const T* const both[2] = {static_cast<const T*>(array.left), static_cast<const T*>(array.right)};
   T* plus = static_cast<T*>(array.plus);
   T* minus = static_cast<T*>(array.minus);
   const T epsilon = *static_cast<const T*>(call.epsilon);
-  const Run run = run_of(array, place.tile);
+  const Run run = run_of(array, at.tile);
   const bool wide =
       aligned(both[0] + run.origin, both[1] + run.origin, plus + run.origin, minus + run.origin);
   walk_all(both, run, wide, [&](auto lanes, int, int, std::int64_t offset, auto& x) {
@@ -133,20 +133,21 @@ Layouts layouts_of(const VectorPlan& plan) {
 
 // Calls run(ArrayCall, blocks) for every launch; fill(Array, its index) sets the addresses.
 template <typename Fill, typename Run>
-void in_batches(const VectorPlan& plan, const Layouts& layouts,
-                const std::vector<int>& first_partial, double* partials, Fill&& fill, Run&& run) {
-  for (const Batch& batch : arrange(layouts.spans, kArraysPerLaunch)) {
+void for_each_launch(const VectorPlan& plan, const Layouts& layouts,
+                     const std::vector<int>& first_partial, double* partials, Fill&& fill,
+                     Run&& run) {
+  for (const LaunchPlan& launch_plan : plan_launches(layouts.spans, kArraysPerLaunch)) {
     ArrayCall arrays{};
     arrays.partials = partials;
-    for (const int i : batch.items) {
+    for (const int i : launch_plan.items) {
       Array& array = arrays.arrays[arrays.count];
       array.size = plan.sizes[i];
       array.tile_elements = layouts.tile_elements[i];
-      array.slot = batch.slots[arrays.count++];
-      array.slot.first_partial = first_partial[i];
+      array.placement = launch_plan.placements[arrays.count++];
+      array.placement.first_partial = first_partial[i];
       fill(array, i);
     }
-    run(arrays, batch.blocks);
+    run(arrays, launch_plan.blocks);
   }
 }
 
@@ -171,7 +172,7 @@ void pathway_dots(const VectorPlan& plan, const Dots& call, void* stream) {
   }
   with_type(plan.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    in_batches(
+    for_each_launch(
         plan, layouts, first_partial, call.partials,
         [&](Array& array, int i) {
           array.left = reinterpret_cast<const void*>(call.left[i]);
@@ -200,17 +201,17 @@ void perturb(const VectorPlan& plan, const Perturb& call, void* stream) {
   };
   const auto run = [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    in_batches(plan, layouts, first_partial, call.partials, fill,
-               [&](const ArrayCall& arrays, int blocks) {
-                 launch("perturb norm", norm_kernel<T>, blocks, kThreads, stream, arrays);
-               });
+    for_each_launch(plan, layouts, first_partial, call.partials, fill,
+                    [&](const ArrayCall& arrays, int blocks) {
+                      launch("perturb norm", norm_kernel<T>, blocks, kThreads, stream, arrays);
+                    });
     launch("perturb epsilon", epsilon_kernel<T>, 1, kFinishThreads, stream, call.partials, partials,
            call.radius, static_cast<T*>(call.epsilon));
-    in_batches(plan, layouts, first_partial, call.partials, fill,
-               [&](ArrayCall arrays, int blocks) {
-                 arrays.epsilon = call.epsilon;
-                 launch("perturb", perturb_kernel<T>, blocks, kThreads, stream, arrays);
-               });
+    for_each_launch(plan, layouts, first_partial, call.partials, fill,
+                    [&](ArrayCall arrays, int blocks) {
+                      arrays.epsilon = call.epsilon;
+                      launch("perturb", perturb_kernel<T>, blocks, kThreads, stream, arrays);
+                    });
   };
   if (plan.dtype == Dtype::float32) return run(static_cast<float*>(nullptr));
   if (plan.dtype == Dtype::float64) return run(static_cast<double*>(nullptr));

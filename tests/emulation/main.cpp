@@ -116,7 +116,7 @@ void check_loss(const std::string& name, const Case& c) {
     student_at.push_back(students[p].address());
     teacher_at.push_back(teachers[first].address());
   }
-  const auto means_size = static_cast<std::size_t>(plan.means);
+  const auto means_size = static_cast<std::size_t>(plan.means_size);
   std::vector<Array<Acc<T>>> loss(2, Array<Acc<T>>(1)), each(2, Array<Acc<T>>(count)),
       means(2, Array<Acc<T>>(means_size));
   std::vector<std::vector<Array<T>>> gradients(2);

@@ -15,15 +15,16 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
       throw std::invalid_argument("pathway_plan: l2 and l1 need layout planes, not channels_last");
     }
   }
-  PathwayPlan plan{
-      dtype, distance, {}, tile_plan(shapes, teacher_of, tile_elements, layouts, tile_channels), 0, {}};
+  PathwayPlan plan{dtype, distance,
+                   {},    tile_plan(shapes, teacher_of, tile_elements, layouts, tile_channels),
+                   0,     {}};
   for (std::size_t p = 0; p < shapes.size(); ++p) {
     Pathway pathway{
         shapes[p], layouts.empty() ? Layout::planes : layouts[p], {{0, 1.0}}, 0, 0, 0, 0, 0, 0};
     if (distance == Distance::hcl) pathway.levels = hcl_levels(shapes[p][2]);
     for (const Level& l : pathway.levels) pathway.bins += l.level * l.level;
-    pathway.first_mean = plan.means;
-    plan.means += shapes[p][0] * shapes[p][1] * pathway.bins;
+    pathway.means_offset = plan.means_size;
+    plan.means_size += shapes[p][0] * shapes[p][1] * pathway.bins;
     plan.pathways.push_back(pathway);
   }
   for (std::size_t t = 0; t < plan.tiles.size(); ++t) {

@@ -17,14 +17,14 @@ typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
 typedef std::uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 
 // clang-format off
-template <typename T> struct Sums { using one = float; using vector = Floats; };
-template <> struct Sums<double> { using one = double; using vector = Doubles; };
+template <typename T> struct AccumulationOf { using scalar = float; using vector = Floats; };
+template <> struct AccumulationOf<double> { using scalar = double; using vector = Doubles; };
 // clang-format on
 
 template <typename T>
-using Accumulation = typename Sums<T>::one;
+using Accumulation = typename AccumulationOf<T>::scalar;
 template <typename T>
-using Vector = typename Sums<T>::vector;
+using Vector = typename AccumulationOf<T>::vector;
 template <typename T>
 constexpr int kLanes = sizeof(Vector<T>) / sizeof(Accumulation<T>);
 
