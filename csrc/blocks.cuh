@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "elements.cuh"
+#include "plan.h"
 
 namespace distpro::cuda {
 
@@ -44,13 +45,6 @@ __host__ __device__ inline TileIndex tile_of_block(const Item* items, int count,
   return {placement.group + local % placement.members, local / placement.members};
 }
 
-// The tiles of one item in a plan: tiles[first + k * stride].
-struct Span {
-  std::int64_t first;
-  std::int64_t stride;
-  std::int64_t tiles;
-};
-
 // One launch: its items, by index in the plan, and the placement of each (first_partial unset).
 struct LaunchPlan {
   std::vector<int> items;
@@ -59,33 +53,40 @@ struct LaunchPlan {
 };
 
 // Splits the items into launches of at most `capacity`, in the order of the plan's tiles.
-inline std::vector<LaunchPlan> plan_launches(const std::vector<Span>& spans, int capacity) {
-  std::vector<int> order(spans.size());
+inline std::vector<LaunchPlan> plan_launches(const std::vector<TileSeries>& series, int capacity) {
+  std::vector<int> order(series.size());
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(),
-            [&](int a, int b) { return spans[a].first < spans[b].first; });
+            [&](int a, int b) { return series[a].first < series[b].first; });
   std::vector<LaunchPlan> launches;
-  const Span* previous = nullptr;
+  const TileSeries* previous = nullptr;
   for (const int item : order) {
-    const Span& span = spans[item];
+    const TileSeries& own = series[item];
     if (launches.empty() || static_cast<int>(launches.back().items.size()) == capacity) {
       launches.emplace_back();
       previous = nullptr;
     }
     LaunchPlan& last = launches.back();
     const int index = static_cast<int>(last.items.size());
-    const bool joins = previous && previous->tiles == span.tiles && previous->stride > 1 &&
-                       previous->stride == span.stride && previous->first + 1 == span.first &&
-                       last.placements.back().members < span.stride;
+    const bool joins = previous && previous->count == own.count && previous->stride == own.stride &&
+                       previous->first + 1 == own.first &&
+                       last.placements.back().members < own.stride;
     const int group = joins ? last.placements.back().group : index;
     const int first_block = joins ? last.placements.back().first_block : last.blocks;
     last.items.push_back(item);
     last.placements.push_back({first_block, group, 0, 0});
     for (int i = group; i <= index; ++i) last.placements[i].members = index - group + 1;
-    last.blocks += static_cast<int>(span.tiles);
-    previous = &span;
+    last.blocks += static_cast<int>(own.count);
+    previous = &own;
   }
   return launches;
+}
+
+// Where the partials of each item start if all follow one another, then how many there are.
+inline std::vector<int> first_partials(const std::vector<TileSeries>& series) {
+  std::vector<int> first{0};
+  for (const TileSeries& s : series) first.push_back(first.back() + static_cast<int>(s.count));
+  return first;
 }
 
 __device__ inline double warp_sum(double x) {

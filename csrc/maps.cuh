@@ -148,10 +148,12 @@ inline void require(bool good, std::size_t pathway, const char* what) {
 }
 
 // All but the addresses, the pooling with its chunk, and the placement.
-inline Map map_of(const Pathway& pathway, std::size_t index) {
+inline Map map_of(const PathwayPlan& plan, std::size_t index) {
+  const Pathway& pathway = plan.pathways[index];
+  const std::int64_t tile_planes = plan.tiling.series[index].planes;
   constexpr std::int64_t kMost = 1 << 30;
   const auto [n, c, h, w] = pathway.shape;
-  require(h < kMaxEdge && w < kMaxEdge && h * w <= kMost / pathway.tile_planes, index,
+  require(h < kMaxEdge && w < kMaxEdge && h * w <= kMost / tile_planes, index,
           "has planes too large for the CUDA kernels: a tile would have 2^30 elements or more");
   require(c < kMost, index, "has 2^30 channels or more");
   Map map{};
@@ -161,7 +163,6 @@ inline Map map_of(const Pathway& pathway, std::size_t index) {
   map.scale = full / (static_cast<double>(n) * c * h * w);
   for (const Level& l : pathway.levels) {
     if (l.level == 0) continue;
-    require(l.level == 4 || l.level == 2 || l.level == 1, index, "has a level other than 4, 2, 1");
     map.ratio[level_index(static_cast<int>(l.level))] =
         l.weight / full * static_cast<double>(h * w) / static_cast<double>(l.level * l.level);
   }
@@ -171,7 +172,7 @@ inline Map map_of(const Pathway& pathway, std::size_t index) {
   map.width = static_cast<int>(w);
   map.bins = static_cast<int>(pathway.bins);
   map.channels_last = pathway.layout == Layout::channels_last;
-  map.tile_planes = static_cast<int>(pathway.tile_planes);
+  map.tile_planes = static_cast<int>(tile_planes);
   return map;
 }
 

@@ -160,17 +160,16 @@ void bind_operators(py::module_& m) {
       .def(py::init(&distpro::pathway_plan), py::arg("dtype"), py::arg("distance"),
            py::arg("shapes"), py::arg("layouts"), py::arg("teacher_of"), py::arg("tile_elements"),
            py::arg("tile_channels"))
-      .def_readonly("means", &PathwayPlan::means_size)
-      .def_property_readonly("tiles", [](const PathwayPlan& plan) { return as_list(plan.tiles); })
-      .def_property_readonly("partials", [](const PathwayPlan& plan) { return plan.tiles.size(); });
+      .def_property_readonly("partials",
+                             [](const PathwayPlan& plan) { return plan.tiling.tiles.size(); });
   py::class_<VectorPlan>(m, "VectorPlan", "How dots and perturb walk lists of flat arrays.")
       .def_static("dots", &distpro::dots_plan, py::arg("dtype"), py::arg("sizes"),
                   py::arg("right_of"), py::arg("slot_of"), py::arg("slots"),
                   py::arg("tile_elements"))
       .def_static("perturb", &distpro::perturb_plan, py::arg("dtype"), py::arg("sizes"),
                   py::arg("tile_elements"))
-      .def_property_readonly("tiles", [](const VectorPlan& plan) { return as_list(plan.tiles); })
-      .def_property_readonly("partials", [](const VectorPlan& plan) { return plan.tiles.size(); });
+      .def_property_readonly("partials",
+                             [](const VectorPlan& plan) { return plan.tiling.tiles.size(); });
 
   // Addresses of dense memory on one device; `stream` is None for the CPU, a cudaStream_t for CUDA.
   m.def("pathway_loss_forward", &pathway_loss_forward, py::arg("plan"), py::arg("students"),
@@ -209,7 +208,8 @@ PYBIND11_MODULE(_C, m) {
       "tile_plan",
       [](const std::vector<distpro::Shape>& shapes, const std::vector<std::int64_t>& teacher_of,
          std::int64_t tile_elements) {
-        return as_list(distpro::tile_plan(shapes, teacher_of, tile_elements));
+        const std::vector<distpro::Layout> layouts(shapes.size(), distpro::Layout::planes);
+        return as_list(distpro::tile_plan(shapes, layouts, teacher_of, tile_elements, 1).tiles);
       },
       py::arg("shapes"), py::arg("teacher_of"), py::arg("tile_elements"),
       "[(pathway, first_plane, planes)] for [N, C, H, W] shapes, teacher map by teacher map.");

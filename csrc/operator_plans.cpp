@@ -1,10 +1,24 @@
 // What a call of each operator needs besides addresses, from shapes alone.
+#include <cstdint>
+#include <numeric>
 #include <stdexcept>
+#include <vector>
 
 #include "pathway_loss.h"
 #include "vectors.h"
 
 namespace distpro {
+namespace {
+
+Tiling flat_tiling(const std::vector<std::int64_t>& sizes,
+                   const std::vector<std::int64_t>& right_of, std::int64_t tile_elements) {
+  std::vector<Shape> shapes;
+  for (const std::int64_t size : sizes) shapes.push_back({size, 1, 1, 1});
+  const std::vector<Layout> layouts(sizes.size(), Layout::planes);
+  return tile_plan(shapes, layouts, right_of, tile_elements, 1);
+}
+
+}  // namespace
 
 PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape>& shapes,
                          const std::vector<Layout>& layouts,
@@ -15,33 +29,17 @@ PathwayPlan pathway_plan(Dtype dtype, Distance distance, const std::vector<Shape
       throw std::invalid_argument("pathway_plan: l2 and l1 need layout planes, not channels_last");
     }
   }
-  PathwayPlan plan{dtype, distance,
-                   {},    tile_plan(shapes, teacher_of, tile_elements, layouts, tile_channels),
-                   0,     {}};
+  PathwayPlan plan{};
+  plan.dtype = dtype;
+  plan.distance = distance;
+  plan.tiling = tile_plan(shapes, layouts, teacher_of, tile_elements, tile_channels);
   for (std::size_t p = 0; p < shapes.size(); ++p) {
-    Pathway pathway{
-        shapes[p], layouts.empty() ? Layout::planes : layouts[p], {{0, 1.0}}, 0, 0, 0, 0, 0, 0};
+    Pathway pathway{shapes[p], layouts[p], {{0, 1.0}}, 0, plan.means_size};
     if (distance == Distance::hcl) pathway.levels = hcl_levels(shapes[p][2]);
     for (const Level& l : pathway.levels) pathway.bins += l.level * l.level;
-    pathway.means_offset = plan.means_size;
     plan.means_size += shapes[p][0] * shapes[p][1] * pathway.bins;
     plan.pathways.push_back(pathway);
   }
-  for (std::size_t t = 0; t < plan.tiles.size(); ++t) {
-    Pathway& pathway = plan.pathways[static_cast<std::size_t>(plan.tiles[t].pathway)];
-    const auto index = static_cast<std::int64_t>(t);
-    const auto teacher = [&](std::size_t tile) {
-      return teacher_of[static_cast<std::size_t>(plan.tiles[tile].pathway)];
-    };
-    if (t == 0 || teacher(t) != teacher(t - 1)) plan.map_tiles.push_back(index);
-    if (pathway.tiles == 0) {
-      pathway.first_tile = index;
-      pathway.tile_planes = plan.tiles[t].planes;
-    }
-    if (pathway.tiles == 1) pathway.tile_stride = index - pathway.first_tile;
-    ++pathway.tiles;
-  }
-  plan.map_tiles.push_back(static_cast<std::int64_t>(plan.tiles.size()));
   return plan;
 }
 
@@ -55,20 +53,14 @@ VectorPlan dots_plan(Dtype dtype, const std::vector<std::int64_t>& sizes,
   for (const std::int64_t slot : slot_of) {
     if (slot < 0 || slot >= slots) throw std::invalid_argument("dots_plan: a slot is out of range");
   }
-  std::vector<Shape> shapes;
-  for (const std::int64_t size : sizes) shapes.push_back({size, 1, 1, 1});
-  return {dtype, sizes, slot_of, slots, tile_plan(shapes, right_of, tile_elements)};
+  return {dtype, sizes, slot_of, slots, flat_tiling(sizes, right_of, tile_elements)};
 }
 
 VectorPlan perturb_plan(Dtype dtype, const std::vector<std::int64_t>& sizes,
                         std::int64_t tile_elements) {
-  std::vector<Shape> shapes;
-  std::vector<std::int64_t> order;
-  for (const std::int64_t size : sizes) {
-    order.push_back(static_cast<std::int64_t>(order.size()));
-    shapes.push_back({size, 1, 1, 1});
-  }
-  return {dtype, sizes, {}, 0, tile_plan(shapes, order, tile_elements)};
+  std::vector<std::int64_t> apart(sizes.size());  // no two arrays share anything
+  std::iota(apart.begin(), apart.end(), 0);
+  return {dtype, sizes, {}, 0, flat_tiling(sizes, apart, tile_elements)};
 }
 
 }  // namespace distpro

@@ -11,18 +11,12 @@
 
 namespace distpro {
 
-// One pathway as the plan sees it. Its tile k is tiles[first_tile + k * tile_stride]: the tiles of
-// the pathways of one teacher map are interleaved, equally many of each.
 struct Pathway {
   Shape shape;                // N, C, H, W
   Layout layout;              // of student, teacher and gradient
   std::vector<Level> levels;  // {{0, 1}} unless hcl
   std::int64_t bins;          // of all levels l > 0: the sum of l * l, at most 21
   std::int64_t means_offset;  // where its bin means start, in acc elements
-  std::int64_t tile_planes;   // planes of each tile but its last
-  std::int64_t first_tile;
-  std::int64_t tile_stride;
-  std::int64_t tiles;
 };
 
 // A pure function of shapes, so that Python can cache one per signature.
@@ -30,9 +24,8 @@ struct PathwayPlan {
   Dtype dtype;
   Distance distance;
   std::vector<Pathway> pathways;
-  std::vector<Tile> tiles;
-  std::int64_t means_size;              // acc elements of all bin means
-  std::vector<std::int64_t> map_tiles;  // where the tiles of each teacher map start; then their end
+  std::int64_t means_size;  // acc elements of all bin means
+  Tiling tiling;
 };
 
 // l2 and l1 ignore planes and layouts: pass any dense map (tokens too) as planes, of shape

@@ -70,11 +70,12 @@ class Workspace {
  public:
   explicit Workspace(const PathwayPlan& plan) {
     std::int64_t most = 0;  // scratch elements of a thread
-    for (const Pathway& p : plan.pathways) {
-      geometries_.push_back(geometry(p, plan.distance));
+    for (std::size_t p = 0; p < plan.pathways.size(); ++p) {
+      geometries_.push_back(geometry(plan.pathways[p], plan.distance));
       const Geometry& g = geometries_.back();
-      const bool channels_last = p.layout == Layout::channels_last;
-      most = std::max(most, channels_last ? p.tile_planes * p.bins : baseline::scratch_of(g));
+      const std::int64_t planes = plan.tiling.series[p].planes;
+      const bool channels_last = g.layout == Layout::channels_last;
+      most = std::max(most, channels_last ? planes * g.bins : baseline::scratch_of(g));
     }
     stride_ = static_cast<std::size_t>(most) / 8 + 2;  // a line apart: no false sharing
     scratch_.resize(stride_ * static_cast<std::size_t>(threads()));
@@ -98,8 +99,8 @@ class Workspace {
 // a map are contiguous, so that the pathways of a range of the map find it in this core's cache.
 template <class Run>
 void for_each_tile(const PathwayPlan& plan, const Run& run) {
-  const std::vector<std::int64_t>& start = plan.map_tiles;
-#pragma omp parallel if (plan.tiles.size() > 1)
+  const std::vector<std::int64_t>& start = plan.tiling.map_starts;
+#pragma omp parallel if (plan.tiling.tiles.size() > 1)
   for (std::size_t map = 0; map + 1 < start.size(); ++map) {
 #pragma omp for schedule(static) nowait
     for (std::int64_t i = start[map]; i < start[map + 1]; ++i) run(i);
@@ -115,7 +116,7 @@ void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call) {
   const ForwardTile run = kernels().forward[static_cast<int>(plan.dtype)];
   const std::size_t size = accumulation_size(plan.dtype);
   for_each_tile(plan, [&](std::int64_t i) {
-    const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
+    const Tile& tile = plan.tiling.tiles[static_cast<std::size_t>(i)];
     const auto p = static_cast<std::size_t>(tile.pathway);
     double& partial = call.partials[i];
     if (value(call.weights, plan.dtype, p) == 0) {
@@ -130,10 +131,10 @@ void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call) {
 
   double loss = 0;
   for (std::size_t p = 0; p < plan.pathways.size(); ++p) {
-    const Pathway& pathway = plan.pathways[p];
+    const TileSeries& series = plan.tiling.series[p];
     double sum = 0;
-    for (std::int64_t k = 0; k < pathway.tiles; ++k) {
-      sum += call.partials[pathway.first_tile + k * pathway.tile_stride];
+    for (std::int64_t k = 0; k < series.count; ++k) {
+      sum += call.partials[series.first + k * series.stride];
     }
     assign(call.per_pathway, plan.dtype, p, sum);
     loss += value(call.weights, plan.dtype, p) * sum;
@@ -152,7 +153,7 @@ void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call) {
     prefer_huge_pages(call.gradients[p], elements * element_size(plan.dtype));
   }
   for_each_tile(plan, [&](std::int64_t i) {
-    const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
+    const Tile& tile = plan.tiling.tiles[static_cast<std::size_t>(i)];
     const auto p = static_cast<std::size_t>(tile.pathway);
     const double weight = value(call.weights, plan.dtype, p);
     const double grad = value(call.grad_per_pathway, plan.dtype, p);

@@ -7,19 +7,6 @@
 namespace distpro::cuda {
 namespace {
 
-std::vector<LaunchPlan> launch_plans_of(const PathwayPlan& plan) {
-  std::vector<Span> spans;
-  for (const Pathway& p : plan.pathways) spans.push_back({p.first_tile, p.tile_stride, p.tiles});
-  return plan_launches(spans, kMapsPerLaunch);
-}
-
-// Where each pathway's partials start, then the total number of partials.
-std::vector<int> partials_of(const PathwayPlan& plan) {
-  std::vector<int> first{0};
-  for (const Pathway& p : plan.pathways) first.push_back(first.back() + static_cast<int>(p.tiles));
-  return first;
-}
-
 // What both directions share of a launch's maps; `call` is LossForward or LossBackward.
 template <typename Call>
 MapCall maps_of(const PathwayPlan& plan, const Call& call, const LaunchPlan& launch_plan) {
@@ -29,7 +16,7 @@ MapCall maps_of(const PathwayPlan& plan, const Call& call, const LaunchPlan& lau
   maps.l1 = plan.distance == Distance::l1;
   for (const int p : launch_plan.items) {
     Map& map = maps.maps[maps.count];
-    map = map_of(plan.pathways[p], p);
+    map = map_of(plan, p);
     map.student = reinterpret_cast<const void*>(call.students[p]);
     map.teacher = reinterpret_cast<const void*>(call.teachers[p]);
     map.placement = launch_plan.placements[maps.count++];
@@ -40,10 +27,10 @@ MapCall maps_of(const PathwayPlan& plan, const Call& call, const LaunchPlan& lau
 }  // namespace
 
 void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call, void* stream) {
-  const std::vector<int> first = partials_of(plan);
+  const std::vector<int> first = first_partials(plan.tiling.series);
   with_type(plan.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for (const LaunchPlan& launch_plan : launch_plans_of(plan)) {
+    for (const LaunchPlan& launch_plan : plan_launches(plan.tiling.series, kMapsPerLaunch)) {
       MapCall maps = maps_of(plan, call, launch_plan);
       maps.partials = call.partials;
       for (int i = 0; i < maps.count; ++i) {
@@ -61,7 +48,7 @@ void pathway_loss_forward(const PathwayPlan& plan, const LossForward& call, void
 void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call, void* stream) {
   with_type(plan.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for (const LaunchPlan& launch_plan : launch_plans_of(plan)) {
+    for (const LaunchPlan& launch_plan : plan_launches(plan.tiling.series, kMapsPerLaunch)) {
       MapCall maps = maps_of(plan, call, launch_plan);
       maps.grad_loss = call.grad_loss;
       maps.grad_per_pathway = call.grad_per_pathway;

@@ -78,11 +78,11 @@ std::vector<Bin> pool_bins(std::int64_t size, std::int64_t level) {
   return bins;
 }
 
-std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
-                            const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
-                            const std::vector<Layout>& layouts, std::int64_t tile_channels) {
-  require(layouts.empty() || layouts.size() == shapes.size(), "tile_plan: ", shapes.size(),
-          " shapes, but ", layouts.size(), " layouts");
+Tiling tile_plan(const std::vector<Shape>& shapes, const std::vector<Layout>& layouts,
+                 const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
+                 std::int64_t tile_channels) {
+  require(shapes.size() == layouts.size(), "tile_plan: ", shapes.size(), " shapes, but ",
+          layouts.size(), " layouts");
   require(shapes.size() == teacher_of.size(), "tile_plan: ", shapes.size(), " shapes, but ",
           teacher_of.size(), " teacher maps; each pathway needs one of both");
   require(tile_elements >= 1, "tile_plan: tile_elements is ", tile_elements,
@@ -102,25 +102,32 @@ std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
             " share teacher map ", teacher_of[p],
             ", but their shapes differ: ", to_string(shapes[group.front()]), " and ",
             to_string(shapes[p]));
-    require(layouts.empty() || layouts[p] == layouts[group.front()], "tile_plan: pathways ",
-            group.front(), " and ", p, " share teacher map ", teacher_of[p],
-            ", but their layouts differ");
+    require(layouts[p] == layouts[group.front()], "tile_plan: pathways ", group.front(), " and ", p,
+            " share teacher map ", teacher_of[p], ", but their layouts differ");
   }
 
-  std::vector<Tile> tiles;
+  Tiling tiling;
+  std::vector<Tile>& tiles = tiling.tiles;
+  tiling.series.resize(shapes.size());
   for (const std::vector<std::size_t>& group : groups) {
     const auto [n, c, h, w] = shapes[group.front()];
-    const bool channels_last = !layouts.empty() && layouts[group.front()] == Layout::channels_last;
+    const bool channels_last = layouts[group.front()] == Layout::channels_last;
     const std::int64_t run = channels_last ? c : n * c;  // planes within which a tile must stay
     const std::int64_t step =
         tile_step(run, tile_elements / (h * w), channels_last ? tile_channels : kPlaneGroup,
                   channels_last ? tile_channels : 1);
     const std::int64_t runs = n * c / run;
     const auto pathways = static_cast<std::int64_t>(group.size());
-    const std::int64_t room = kMaxTiles - static_cast<std::int64_t>(tiles.size());
+    const auto first_tile = static_cast<std::int64_t>(tiles.size());
+    const std::int64_t room = kMaxTiles - first_tile;
     require(ceil_div(run, step) <= room / pathways / runs, "tile_plan: tiles of ", tile_elements,
             " elements make more than ", kMaxTiles, " tiles; raise tile_elements");
-    tiles.reserve(tiles.size() + static_cast<std::size_t>(ceil_div(run, step) * runs * pathways));
+    const std::int64_t count = ceil_div(run, step) * runs;
+    tiles.reserve(static_cast<std::size_t>(first_tile + count * pathways));
+    tiling.map_starts.push_back(first_tile);
+    for (std::int64_t k = 0; k < pathways; ++k) {
+      tiling.series[group[static_cast<std::size_t>(k)]] = {first_tile + k, pathways, count, step};
+    }
     for (std::int64_t start = 0; start < n * c; start += run) {
       for (std::int64_t first = 0; first < run; first += step) {
         for (const std::size_t p : group) {
@@ -130,7 +137,8 @@ std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
       }
     }
   }
-  return tiles;
+  tiling.map_starts.push_back(static_cast<std::int64_t>(tiles.size()));
+  return tiling;
 }
 
 }  // namespace distpro

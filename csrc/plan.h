@@ -37,6 +37,22 @@ struct Tile {
   std::int64_t planes;
 };
 
+// The tiles of one pathway: tiles[first + k * stride], k < count. All but the last of a pathway, or
+// of an image if channels_last, have `planes` planes.
+struct TileSeries {
+  std::int64_t first;
+  std::int64_t stride;
+  std::int64_t count;
+  std::int64_t planes;
+};
+
+struct Tiling {
+  std::vector<Tile> tiles;
+  std::vector<TileSeries> series;  // of each pathway
+  std::vector<std::int64_t>
+      map_starts;  // where the tiles of each teacher map start; then their end
+};
+
 using Shape = std::array<std::int64_t, 4>;  // N, C, H, W
 
 // Cuts every pathway into tiles of whole planes, at most `tile_elements` elements each but at least
@@ -46,10 +62,8 @@ using Shape = std::array<std::int64_t, 4>;  // N, C, H, W
 // starts on a 16-byte boundary of a dense map, whatever H * W and the (2-byte or wider) type.
 // A channels_last tile stays within one image; it holds a multiple of `tile_channels` channels,
 // except for the last one of an image, so that each of its pixels is a run of whole vectors.
-// If `layouts` is empty, all are planes.
-std::vector<Tile> tile_plan(const std::vector<Shape>& shapes,
-                            const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
-                            const std::vector<Layout>& layouts = {},
-                            std::int64_t tile_channels = 16);
+Tiling tile_plan(const std::vector<Shape>& shapes, const std::vector<Layout>& layouts,
+                 const std::vector<std::int64_t>& teacher_of, std::int64_t tile_elements,
+                 std::int64_t tile_channels);
 
 }  // namespace distpro

@@ -10,14 +10,13 @@
 
 namespace distpro {
 
-// A pure function of sizes. A tile is {array, first element, elements}; the tiles of an array are
-// in order (in a dots plan those of other arrays may come in between).
+// A pure function of sizes. An array is tiled like a pathway whose planes are its elements.
 struct VectorPlan {
   Dtype dtype;
   std::vector<std::int64_t> sizes;
   std::vector<std::int64_t> slot_of;  // dots: which of `slots` sums an array adds to; else empty
   std::int64_t slots;
-  std::vector<Tile> tiles;
+  Tiling tiling;
 };
 
 // right_of: arrays with the same number share a right side, and their tiles are interleaved.

@@ -26,10 +26,10 @@ struct Kernels {  // by Dtype
 void dots_of_tiles(const VectorPlan& plan, const std::uintptr_t* left, const std::uintptr_t* right,
                    double* partials) {
   const auto run = kernels().dot[static_cast<int>(plan.dtype)];
-  const auto tiles = static_cast<std::int64_t>(plan.tiles.size());
+  const auto tiles = static_cast<std::int64_t>(plan.tiling.tiles.size());
 #pragma omp parallel for schedule(static) if (tiles > 1)
   for (std::int64_t i = 0; i < tiles; ++i) {
-    const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
+    const Tile& tile = plan.tiling.tiles[static_cast<std::size_t>(i)];
     partials[i] = run(left[tile.pathway], right[tile.pathway], tile.first_plane, tile.planes);
   }
 }
@@ -39,8 +39,8 @@ void dots_of_tiles(const VectorPlan& plan, const std::uintptr_t* left, const std
 void pathway_dots(const VectorPlan& plan, const Dots& call) {
   dots_of_tiles(plan, call.left, call.right, call.partials);
   std::vector<double> sums(static_cast<std::size_t>(plan.slots));
-  for (std::size_t i = 0; i < plan.tiles.size(); ++i) {
-    const std::int64_t slot = plan.slot_of[static_cast<std::size_t>(plan.tiles[i].pathway)];
+  for (std::size_t i = 0; i < plan.tiling.tiles.size(); ++i) {
+    const std::int64_t slot = plan.slot_of[static_cast<std::size_t>(plan.tiling.tiles[i].pathway)];
     sums[static_cast<std::size_t>(slot)] += call.partials[i];
   }
   for (std::size_t s = 0; s < sums.size(); ++s) assign(call.dots, plan.dtype, s, sums[s]);
@@ -51,16 +51,16 @@ void perturb(const VectorPlan& plan, const Perturb& call) {
   if (!run) throw std::invalid_argument("perturb: float32 or float64 only");
   dots_of_tiles(plan, call.directions, call.directions, call.partials);
   double square = 0;
-  for (std::size_t i = 0; i < plan.tiles.size(); ++i) square += call.partials[i];
+  for (std::size_t i = 0; i < plan.tiling.tiles.size(); ++i) square += call.partials[i];
   const double norm = std::sqrt(square);
   double epsilon = norm == 0 ? 0 : call.radius / norm;
   if (!std::isfinite(norm)) epsilon = std::numeric_limits<double>::quiet_NaN();
   assign(call.epsilon, plan.dtype, 0, epsilon);
 
-  const auto tiles = static_cast<std::int64_t>(plan.tiles.size());
+  const auto tiles = static_cast<std::int64_t>(plan.tiling.tiles.size());
 #pragma omp parallel for schedule(static) if (tiles > 1)
   for (std::int64_t i = 0; i < tiles; ++i) {
-    const Tile& tile = plan.tiles[static_cast<std::size_t>(i)];
+    const Tile& tile = plan.tiling.tiles[static_cast<std::size_t>(i)];
     run(call, tile.pathway, tile.first_plane, tile.planes, epsilon);
   }
 }

@@ -108,41 +108,19 @@ __global__ void __launch_bounds__(kThreads) perturb_kernel(const __grid_constant
   });
 }
 
-// Where the tiles of each array are in the plan, and how large they are.
-struct Layouts {
-  std::vector<Span> spans;
-  std::vector<int> tile_elements;
-};
-
-Layouts layouts_of(const VectorPlan& plan) {
-  Layouts layouts{std::vector<Span>(plan.sizes.size()), std::vector<int>(plan.sizes.size())};
-  for (std::size_t t = 0; t < plan.tiles.size(); ++t) {
-    const Tile& tile = plan.tiles[t];
-    Span& span = layouts.spans[tile.pathway];
-    const auto index = static_cast<std::int64_t>(t);
-    if (span.tiles == 0) {
-      span.first = index;
-      if (tile.planes > 1 << 30) throw std::invalid_argument("tiles of more than 2^30 elements");
-      layouts.tile_elements[tile.pathway] = static_cast<int>(tile.planes);
-    }
-    if (span.tiles == 1) span.stride = index - span.first;
-    ++span.tiles;
-  }
-  return layouts;
-}
-
 // Calls run(ArrayCall, blocks) for every launch; fill(Array, its index) sets the addresses.
 template <typename Fill, typename Run>
-void for_each_launch(const VectorPlan& plan, const Layouts& layouts,
-                     const std::vector<int>& first_partial, double* partials, Fill&& fill,
-                     Run&& run) {
-  for (const LaunchPlan& launch_plan : plan_launches(layouts.spans, kArraysPerLaunch)) {
+void for_each_launch(const VectorPlan& plan, const std::vector<int>& first_partial,
+                     double* partials, Fill&& fill, Run&& run) {
+  for (const LaunchPlan& launch_plan : plan_launches(plan.tiling.series, kArraysPerLaunch)) {
     ArrayCall arrays{};
     arrays.partials = partials;
     for (const int i : launch_plan.items) {
       Array& array = arrays.arrays[arrays.count];
       array.size = plan.sizes[i];
-      array.tile_elements = layouts.tile_elements[i];
+      const std::int64_t tile_elements = plan.tiling.series[i].planes;
+      if (tile_elements > 1 << 30) throw std::invalid_argument("tiles of more than 2^30 elements");
+      array.tile_elements = static_cast<int>(tile_elements);
       array.placement = launch_plan.placements[arrays.count++];
       array.placement.first_partial = first_partial[i];
       fill(array, i);
@@ -154,7 +132,6 @@ void for_each_launch(const VectorPlan& plan, const Layouts& layouts,
 }  // namespace
 
 void pathway_dots(const VectorPlan& plan, const Dots& call, void* stream) {
-  const Layouts layouts = layouts_of(plan);
   // The partials of a slot are contiguous: its arrays one after another.
   std::vector<int> order(plan.sizes.size()), first_partial(plan.sizes.size());
   std::iota(order.begin(), order.end(), 0);
@@ -164,7 +141,7 @@ void pathway_dots(const VectorPlan& plan, const Dots& call, void* stream) {
   int next = 0;
   for (const int i : order) {
     first_partial[i] = next;
-    next += static_cast<int>(layouts.spans[i].tiles);
+    next += static_cast<int>(plan.tiling.series[i].count);
     first[plan.slot_of[i] + 1] = next;
   }
   for (std::size_t slot = 1; slot < first.size(); ++slot) {
@@ -173,7 +150,7 @@ void pathway_dots(const VectorPlan& plan, const Dots& call, void* stream) {
   with_type(plan.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     for_each_launch(
-        plan, layouts, first_partial, call.partials,
+        plan, first_partial, call.partials,
         [&](Array& array, int i) {
           array.left = reinterpret_cast<const void*>(call.left[i]);
           array.right = reinterpret_cast<const void*>(call.right[i]);
@@ -186,13 +163,7 @@ void pathway_dots(const VectorPlan& plan, const Dots& call, void* stream) {
 }
 
 void perturb(const VectorPlan& plan, const Perturb& call, void* stream) {
-  const Layouts layouts = layouts_of(plan);
-  std::vector<int> first_partial;
-  int partials = 0;
-  for (const Span& span : layouts.spans) {
-    first_partial.push_back(partials);
-    partials += static_cast<int>(span.tiles);
-  }
+  const std::vector<int> first_partial = first_partials(plan.tiling.series);
   const auto fill = [&](Array& array, int i) {
     array.left = reinterpret_cast<const void*>(call.parameters[i]);
     array.right = reinterpret_cast<const void*>(call.directions[i]);
@@ -201,17 +172,16 @@ void perturb(const VectorPlan& plan, const Perturb& call, void* stream) {
   };
   const auto run = [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for_each_launch(plan, layouts, first_partial, call.partials, fill,
+    for_each_launch(plan, first_partial, call.partials, fill,
                     [&](const ArrayCall& arrays, int blocks) {
                       launch("perturb norm", norm_kernel<T>, blocks, kThreads, stream, arrays);
                     });
-    launch("perturb epsilon", epsilon_kernel<T>, 1, kFinishThreads, stream, call.partials, partials,
-           call.radius, static_cast<T*>(call.epsilon));
-    for_each_launch(plan, layouts, first_partial, call.partials, fill,
-                    [&](ArrayCall arrays, int blocks) {
-                      arrays.epsilon = call.epsilon;
-                      launch("perturb", perturb_kernel<T>, blocks, kThreads, stream, arrays);
-                    });
+    launch("perturb epsilon", epsilon_kernel<T>, 1, kFinishThreads, stream, call.partials,
+           first_partial.back(), call.radius, static_cast<T*>(call.epsilon));
+    for_each_launch(plan, first_partial, call.partials, fill, [&](ArrayCall arrays, int blocks) {
+      arrays.epsilon = call.epsilon;
+      launch("perturb", perturb_kernel<T>, blocks, kThreads, stream, arrays);
+    });
   };
   if (plan.dtype == Dtype::float32) return run(static_cast<float*>(nullptr));
   if (plan.dtype == Dtype::float64) return run(static_cast<double*>(nullptr));

@@ -121,7 +121,7 @@ void check_loss(const std::string& name, const Case& c) {
       means(2, Array<Acc<T>>(means_size));
   std::vector<std::vector<Array<T>>> gradients(2);
   for (int cuda = 0; cuda < 2; ++cuda) {
-    std::vector<double> partials(plan.tiles.size(), NAN);
+    std::vector<double> partials(plan.tiling.tiles.size(), NAN);
     loss[cuda] = Array<Acc<T>>(1);  // copies keep addresses of their source: make anew
     each[cuda] = Array<Acc<T>>(count);
     means[cuda] = Array<Acc<T>>(means_size);
@@ -233,7 +233,7 @@ void check_dots(const std::string& type, int slots, int shift) {
             .address());
   }
   Array<Acc<T>> one(slots), other(slots);
-  std::vector<double> partials(plan.tiles.size(), NAN);
+  std::vector<double> partials(plan.tiling.tiles.size(), NAN);
   cpu::pathway_dots(plan, {left_at.data(), right_at.data(), one.data, partials.data()});
   cuda::pathway_dots(plan, {left_at.data(), right_at.data(), other.data, partials.data()}, nullptr);
   compare(type + " dots", other, one, std::is_same_v<T, double> ? 1e-13 : 1e-6);
@@ -257,7 +257,7 @@ void check_perturb(const std::string& type, int arrays, int shift, double scale)
   }
   Array<T> one(1), other(1);
   for (int cuda = 0; cuda < 2; ++cuda) {
-    std::vector<double> partials(plan.tiles.size(), NAN);
+    std::vector<double> partials(plan.tiling.tiles.size(), NAN);
     std::vector<std::uintptr_t> plus_at, minus_at;
     plus[cuda].reserve(arrays), minus[cuda].reserve(arrays);
     for (const std::int64_t size : sizes) {
