@@ -35,41 +35,36 @@ __device__ inline Run run_of(const Array& array, int tile) {
   return {first, 1, left < array.tile_elements ? static_cast<int>(left) : array.tile_elements, 0};
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) dots_kernel(const __grid_constant__ ArrayCall call) {
-  const TileIndex at = tile_of_block(call.arrays, call.count, static_cast<int>(blockIdx.x));
+// The partial of one tile: the inner product of two operands, or of one with itself, which is then
+// read once. In double: products of floats are exact and neither overflow nor underflow.
+template <typename T, int N>
+__device__ void dot_tile(const ArrayCall& call, const TileIndex& at,
+                         const T* const (&operands)[N]) {
   const Array& array = call.arrays[at.item];
-  const T* const both[2] = {static_cast<const T*>(array.left), static_cast<const T*>(array.right)};
   const Run run = run_of(array, at.tile);
-  const bool wide = aligned(both[0] + run.origin, both[1] + run.origin);
+  const bool wide = aligned(operands[0] + run.origin, operands[N - 1] + run.origin);
   double sum = 0;
-  walk_all(both, run, wide, [&](auto lanes, int, int, std::int64_t, auto& x) {
+  walk_all(operands, run, wide, [&](auto lanes, int, int, std::int64_t, auto& x) {
 #pragma unroll
     for (int j = 0; j < decltype(lanes)::value; ++j) {
-      sum += static_cast<double>(x[0][j]) * static_cast<double>(x[1][j]);
+      sum += static_cast<double>(x[0][j]) * static_cast<double>(x[N - 1][j]);
     }
   });
   const double total = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) call.partials[array.placement.first_partial + at.tile] = total;
 }
 
-// Squares in double: those of a float direction then neither overflow nor underflow.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) dots_kernel(const __grid_constant__ ArrayCall call) {
+  const TileIndex at = tile_of_block(call.arrays, call.count, static_cast<int>(blockIdx.x));
+  const Array& array = call.arrays[at.item];
+  dot_tile<T>(call, at, {static_cast<const T*>(array.left), static_cast<const T*>(array.right)});
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ ArrayCall call) {
   const TileIndex at = tile_of_block(call.arrays, call.count, static_cast<int>(blockIdx.x));
-  const Array& array = call.arrays[at.item];
-  const T* const one[1] = {static_cast<const T*>(array.right)};
-  const Run run = run_of(array, at.tile);
-  double sum = 0;
-  walk_all(one, run, aligned(one[0] + run.origin),
-           [&](auto lanes, int, int, std::int64_t, auto& x) {
-#pragma unroll
-             for (int j = 0; j < decltype(lanes)::value; ++j) {
-               sum += static_cast<double>(x[0][j]) * static_cast<double>(x[0][j]);
-             }
-           });
-  const double total = block_sum<kThreads>(sum);
-  if (threadIdx.x == 0) call.partials[array.placement.first_partial + at.tile] = total;
+  dot_tile<T>(call, at, {static_cast<const T*>(call.arrays[at.item].right)});
 }
 
 template <typename Real>
