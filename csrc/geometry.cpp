@@ -1,6 +1,8 @@
 #include "geometry.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace distpro {
@@ -24,15 +26,10 @@ Axis axis(std::int64_t size, const Geometry& g) {
     const std::vector<Bin> bins = pool_bins(size, g.level[l]);
     for (int i = 0; i < result.segments; ++i) {
       int& first = result.first[l][i];
-      while (bins[static_cast<std::size_t>(first)].end <= edges[static_cast<std::size_t>(i)]) {
-        ++first;
-      }
-      int end = first;
-      while (end < g.level[l] &&
-             bins[static_cast<std::size_t>(end)].start <= edges[static_cast<std::size_t>(i)]) {
-        ++end;
-      }
-      result.end[l][i] = end;
+      while (bins[first].end <= edges[i]) ++first;
+      int& end = result.end[l][i];
+      end = first;
+      while (end < g.level[l] && bins[end].start <= edges[i]) ++end;
     }
   }
   return result;

@@ -35,11 +35,12 @@ struct Geometry {
   int first_bin[kMaxLevels];  // where the level's bins start among all
   int bins;
   Axis rows, columns;
-  BinList bins_containing[kMaxSegments][kMaxSegments];  // [segment of rows][segment of columns]
-  double inverse_area[kMaxBins];                        // 1 / pixels of a bin
+  // The bins that contain the rectangle of a segment of rows and one of columns.
+  BinList bins_containing[kMaxSegments][kMaxSegments];
+  double inverse_area[kMaxBins];     // 1 / pixels of a bin
   double gradient_factor[kMaxBins];  // of a bin's mean in the gradient: 2 * bin_weight / pixels
-  double bin_weight[kMaxLevels];     // of a squared bin mean: level's weight / (N * C * level^2)
-  double element_weight;  // of a squared (l1: absolute) element: weight / (N * C * H * W)
+  double bin_weight[kMaxLevels];     // of a squared bin mean: weight / (N * C * level^2)
+  double element_weight;             // of an element's square or size: weight / (N * C * H * W)
 };
 
 Geometry geometry(const Pathway& pathway, Distance distance);

@@ -1,6 +1,7 @@
 // A pathway as the kernels see it, and the arithmetic that turns its tiles into addresses.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -47,6 +48,7 @@ struct Map {
   Placement placement;
 };
 
+// The parameters of a launch.
 struct MapCall {
   const void* weights;
   const void* grad_loss;         // backward

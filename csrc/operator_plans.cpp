@@ -1,4 +1,5 @@
 // What a call of each operator needs besides addresses, from shapes alone.
+#include <cstddef>
 #include <cstdint>
 #include <numeric>
 #include <stdexcept>

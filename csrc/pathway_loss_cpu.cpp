@@ -1,19 +1,19 @@
 // The pathway loss on the CPU: tiles are distributed over OpenMP threads. A tile's result does not
 // depend on its thread, and partials are added in the order of the tiles, so that the result is
 // bitwise the same for any number of threads.
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
-#include "pathway_loss.h"
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "geometry.h"
+#include "pathway_loss.h"
 #include "threads.h"
 #include "types.h"
 
@@ -52,7 +52,7 @@ double value(const void* from, Dtype dtype, std::size_t index = 0) {
                                  : static_cast<const float*>(from)[index];
 }
 
-const void* address(std::uintptr_t number) { return reinterpret_cast<const void*>(number); }
+void* address(std::uintptr_t number) { return reinterpret_cast<void*>(number); }
 
 // Fresh memory is mapped at its first touch, in pages of 4 KB. For 27 gradients of 132 MB together,
 // forward and backward took 70-92 ms, with pages of 2 MB 58-64. This asks for the latter.
@@ -61,7 +61,7 @@ void prefer_huge_pages([[maybe_unused]] std::uintptr_t start, [[maybe_unused]] s
   constexpr std::uintptr_t kHuge = std::uintptr_t{1} << 21;
   const std::uintptr_t first = (start + kHuge - 1) / kHuge * kHuge;
   const std::uintptr_t last = (start + bytes) / kHuge * kHuge;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (first < last) madvise(address(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
@@ -160,7 +160,7 @@ void pathway_loss_backward(const PathwayPlan& plan, const LossBackward& call) {
     const char* means = static_cast<const char*>(call.means);
     if (means) means += static_cast<std::size_t>(plan.pathways[p].means_offset) * size;
     run(work.geometry_of(p), tile.first_plane, tile.planes, address(call.students[p]),
-        address(call.teachers[p]), const_cast<void*>(address(call.gradients[p])), means,
+        address(call.teachers[p]), address(call.gradients[p]), means,
         weight == 0 ? 0 : weight * grad_loss + grad, work.scratch());
   });
 }

@@ -1,4 +1,4 @@
-#include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "pathway_loss_backward.cuh"

@@ -48,9 +48,8 @@ struct TileSeries {
 
 struct Tiling {
   std::vector<Tile> tiles;
-  std::vector<TileSeries> series;  // of each pathway
-  std::vector<std::int64_t>
-      map_starts;  // where the tiles of each teacher map start; then their end
+  std::vector<TileSeries> series;        // of each pathway
+  std::vector<std::int64_t> map_starts;  // where each teacher map's tiles start; then their end
 };
 
 using Shape = std::array<std::int64_t, 4>;  // N, C, H, W

@@ -1,9 +1,12 @@
 // Inner products and perturbations on the CPU; partials are added in the order of the tiles.
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <vector>
 
 #include "vectors.h"
 

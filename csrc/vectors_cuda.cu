@@ -1,6 +1,9 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "blocks.cuh"
@@ -21,6 +24,7 @@ struct Array {
   Placement placement;
 };
 
+// The parameters of a launch.
 struct ArrayCall {
   double* partials;     // dots and the norm
   const void* epsilon;  // perturb
@@ -103,10 +107,10 @@ __global__ void __launch_bounds__(kThreads) perturb_kernel(const __grid_constant
   });
 }
 
-// Calls run(ArrayCall, blocks) for every launch; fill(Array, its index) sets the addresses.
-template <typename Fill, typename Run>
+// Calls visit(ArrayCall, blocks) for every launch; fill(Array, its index) sets the addresses.
+template <typename Fill, typename Visit>
 void for_each_launch(const VectorPlan& plan, const std::vector<int>& first_partial,
-                     double* partials, Fill&& fill, Run&& run) {
+                     double* partials, Fill&& fill, Visit&& visit) {
   for (const LaunchPlan& launch_plan : plan_launches(plan.tiling.series, kArraysPerLaunch)) {
     ArrayCall arrays{};
     arrays.partials = partials;
@@ -120,7 +124,7 @@ void for_each_launch(const VectorPlan& plan, const std::vector<int>& first_parti
       array.placement.first_partial = first_partial[i];
       fill(array, i);
     }
-    run(arrays, launch_plan.blocks);
+    visit(arrays, launch_plan.blocks);
   }
 }
 
