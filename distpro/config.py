@@ -27,7 +27,7 @@ class Config:
 
     # --- the pair
     teacher: str | None = None
-    """Network of the CIFAR zoo (wrn_40_2; trained: zoo:cifar100/wrn_16_2, see `python -m distpro.zoo`), of
+    """Network of the CIFAR zoo (wrn_40_2; trained: zoo:cifar100/wrn_40_2, see `python -m distpro.zoo`), of
     timm (resnet50, timm:vgg13), or your own (package.module:function)."""
     teacher_checkpoint: Path | None = None
     """Trained weights (.pth, .pt, .safetensors); without weights, the teacher is trained first."""

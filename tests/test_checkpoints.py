@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import distpro.models.checkpoint as checkpoint
@@ -52,6 +53,18 @@ def test_saved_weights_come_back(teacher, tmp_path):
     assert load_checkpoint(net, path) == {}
     assert same(net, teacher)
     assert [p.name for p in path.parent.iterdir()] == ["student.safetensors"]
+
+
+def test_a_file_is_no_pickle_because_its_header_is_as_long_as_one_begins(teacher, tmp_path):
+    path, states = tmp_path / "c.safetensors", teacher.state_dict()
+    for padding in range(256):
+        save_file(states, path, metadata={"facts": "x" * padding})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    net = create_model("resnet8", 5)
+    assert load_checkpoint(net, path) == {"facts": "x" * padding}
+    assert path.read_bytes()[:1] == b"\x80"
+    assert same(net, teacher)
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])

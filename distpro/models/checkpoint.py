@@ -101,10 +101,11 @@ def _content(path: Path) -> Any:
     """The content of the file, whose type is detected from its first bytes, not from its name."""
     with path.open("rb") as file:
         head = file.read(64)
+    # first, since a header's length may well begin as a pickle does, with 0x80
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return _safetensors(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _torch_file(path)
-    if head[8:9] == b"{":
-        return _safetensors(path)
     if head.lstrip()[:1] == b"<":
         raise UserError(f"checkpoint '{path}' is a web page: download the file itself")
     raise ValueError("expected a safetensors or a torch file")
