@@ -66,10 +66,11 @@ sanitizer() { # sanitizer TOOL SECONDS: without torch's caching allocator, in wh
 
 part device 20 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 # By hand if setup.py fails, for example because setuptools is older than pyproject.toml requires.
-part build 90 "$python" setup.py build_ext --inplace || { part "by hand" 90 bash -euc '
+part build 150 bash -euc '"$0" setup.py build_ext --inplace || {
   cmake --fresh -GNinja -S . -B build/gpu -DPython_EXECUTABLE="$(command -v "$0")" \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/distpro" -DDISTPRO_CUDA=ON -DDISTPRO_CUDA_ARCHS="$DISTPRO_CUDA_ARCHS"
-  cmake --build build/gpu' "$python" && rm -f "$failed"; }
+  cmake --build build/gpu
+}' "$python"
 part environment 30 "$python" -m distpro.env
 part registers 5 "$python" benchmarks/ptxas_report.py
 
