@@ -111,15 +111,16 @@ __global__ void __launch_bounds__(kThreads) perturb_kernel(const __grid_constant
 template <typename Fill, typename Visit>
 void for_each_launch(const VectorPlan& plan, const std::vector<int>& first_partial,
                      double* partials, Fill&& fill, Visit&& visit) {
+  for (const TileSeries& series : plan.tiling.series) {  // before the first launch
+    if (series.planes > 1 << 30) throw std::invalid_argument("tiles of more than 2^30 elements");
+  }
   for (const LaunchPlan& launch_plan : plan_launches(plan.tiling.series, kArraysPerLaunch)) {
     ArrayCall arrays{};
     arrays.partials = partials;
     for (const int i : launch_plan.items) {
       Array& array = arrays.arrays[arrays.count];
       array.size = plan.sizes[i];
-      const std::int64_t tile_elements = plan.tiling.series[i].planes;
-      if (tile_elements > 1 << 30) throw std::invalid_argument("tiles of more than 2^30 elements");
-      array.tile_elements = static_cast<int>(tile_elements);
+      array.tile_elements = static_cast<int>(plan.tiling.series[i].planes);
       array.placement = launch_plan.placements[arrays.count++];
       array.placement.first_partial = first_partial[i];
       fill(array, i);

@@ -17,10 +17,10 @@ from distpro import parallel
 from distpro.errors import UserError
 
 
-def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+def read_yaml(path: Path, kind: str, example: str = "epochs: 40") -> dict[str, Any]:
     """Return the keys and values of a YAML file; raise a `UserError` if it has none, or does not exist.
 
-    kind: what the file is, such as "configuration", for the messages.
+    kind: what the file is, such as "configuration", and `example`: what it may hold; for the messages.
     """
     if not path.is_file():
         raise UserError(f"no {kind} '{path}'")
@@ -29,7 +29,7 @@ def read_yaml(path: Path, kind: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
-        raise UserError(f"'{path}' must hold keys and values, such as 'epochs: 40'")
+        raise UserError(f"'{path}' must hold keys and values, such as '{example}'")
     return values
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, make_dataclass, replace
+from dataclasses import fields, make_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -21,17 +22,22 @@ T = TypeVar("T")
 def command_line(kind: type[T], program: str, words: Sequence[str] | None = None) -> T:
     """Return a dataclass from the words of a command line (default: this process's); the fields' docstrings are --help.
 
-    tyro alone keeps the line breaks of these docstrings, offers None as a value and shows it as a default.
+    tyro alone offers None as a value.
     """
+    shown: type[T] = _with_help(kind)  # type: ignore[arg-type]  # mypy takes no type for hashable
+    return tyro.cli(shown, prog=f"python -m {program}", args=words, config=(tyro.conf.DisallowNone,))
+
+
+@cache
+def _with_help(kind: type[Any]) -> type[Any]:
+    """Annotate the fields: tyro alone keeps the line breaks of their docstrings, and shows None as a default."""
     texts = {param.arg_name: param.description or "" for param in docstring_parser.parse_from_object(kind).params}
-    hints, flags = get_type_hints(kind, include_extras=True), []
-    for each in fields(kind):  # type: ignore[arg-type]
-        shown = tyro.conf.arg(
-            help=" ".join(texts[each.name].split()), help_behavior_hint="" if each.default in (None, ()) else None
-        )
-        flags.append((each.name, Annotated[hints[each.name], shown], field(default=each.default)))
-    shown_kind = make_dataclass(kind.__name__, flags, bases=(kind,), namespace={"__doc__": kind.__doc__}, frozen=True)
-    return tyro.cli(shown_kind, prog=f"python -m {program}", args=words, config=(tyro.conf.DisallowNone,))
+    hints, annotated = get_type_hints(kind, include_extras=True), []
+    for field in fields(kind):
+        text, shown = " ".join(texts[field.name].split()), "" if field.default in (None, ()) else None
+        described = tyro.conf.arg(help=text, help_behavior_hint=shown)
+        annotated.append((field.name, Annotated[hints[field.name], described]))  # the defaults are inherited
+    return make_dataclass(kind.__name__, annotated, bases=(kind,), namespace={"__doc__": kind.__doc__}, frozen=True)
 
 
 def parse(arguments: Sequence[str] | None = None, program: str = "distpro.train") -> Filled:

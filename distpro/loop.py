@@ -111,15 +111,15 @@ def fit(
         )
     observer = observer or Observer()
     history: list[dict[str, float]] = []
+    length = len(loader)
     if resume and checkpoint is not None and parallel.is_file(checkpoint):
-        history = _restore(checkpoint, step, scheduler, len(loader))
+        history = _restore(checkpoint, step, scheduler, length)
         if history and evaluate:
             history[-1] |= evaluate()
     else:
         step.sync_ranks()  # fails at once if the ranks start from different networks
         if parallel.rank():
             torch.manual_seed(torch.initial_seed() + parallel.rank())  # dropout differs from rank 0's
-    length = len(loader)
     total = epochs * length
     last = total if max_steps is None else min(total, max_steps)
     observer.start(name, last, len(history) * length)

@@ -40,6 +40,7 @@ from distpro.run_folder import same_run
 from distpro.runner import Flags, Run, Runner, places
 
 KEYS = ("title", "flags", "teachers", "searches", "axes", "seeds", "compare")
+EXAMPLE = "axes: {method: [kd, reviewkd]}"
 LOCAL_PATHS: Flags = {"data": None, "teacher_checkpoint": None}  # paths that mean nothing on another machine
 
 
@@ -57,9 +58,9 @@ class Sweep:
     @classmethod
     def read(cls, config: Path, output: Path | None = None) -> Sweep:
         """Read a YAML file; raise a `UserError` that names what is wrong in it."""
-        settings = read_yaml(config, "sweep configuration")
+        settings = read_yaml(config, "sweep configuration", EXAMPLE)
         if not isinstance(settings.get("axes"), dict):
-            raise UserError(f"'{config}' must hold 'axes', for instance axes: {{method: [kd, reviewkd]}}")
+            raise UserError(f"'{config}' must hold 'axes', for instance {EXAMPLE}")
         for key in settings:
             if key not in KEYS:
                 raise unknown(f"key in '{config}':", str(key), KEYS)
