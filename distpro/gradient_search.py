@@ -32,6 +32,7 @@ def search_by_gradient(
     alpha_first: bool = False,
     alpha_every: int = 1,
     literal_xi: bool = False,
+    val_ema: float | None = None,
     tau: float | None = TAU,
     facts: dict[str, Any] | None = None,
     test: Any = None,
@@ -52,7 +53,7 @@ def search_by_gradient(
         20 % of the training set).
     test: if given, the student's accuracy on it is measured after every epoch, and selects nothing.
     history: a list that receives one row per epoch (losses, lr, seconds, test accuracy).
-    hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi: see `SearchStep`.
+    hypergradient, alpha_lr, alpha_first, alpha_every, literal_xi, val_ema: see `SearchStep`.
     facts: metadata to store with the process.
     cuda_graphs: see `distpro.graphs`; on by default on a GPU.
     options: of `Distiller` (kd_weight, transforms, pathways, pooled, precision, student_layers, sync_bn, task, ...).
@@ -77,6 +78,7 @@ def search_by_gradient(
         alpha_first=alpha_first,
         alpha_every=alpha_every,
         literal_xi=literal_xi,
+        val_ema=val_ema,
     )
     rows = fit(
         graphed(step, step.z.device, observer or Observer(), cuda_graphs),

@@ -40,8 +40,8 @@ class SearchStep(PlannedStep):
 
     Per step (Eq. 2, 4, 5): the train backward gives the gradient of the student and, at each pathway's own alias of
     the student's map, that pathway's; the optimizer's actual step gives theta', which is kept; the student alone is
-    differentiated on the validation batch at theta'; the hypergradient is computed at theta; Adam updates z. Only the
-    train pass updates buffers.
+    differentiated on the validation batch at theta', or at a moving average that theta' enters; the hypergradient is
+    computed at theta; Adam updates z. Only the train pass updates buffers.
 
     distiller: of method "distpro"; its networks, pathways, task, weight, warm-up and precision are used, but not its
         process, which is searched.
@@ -52,6 +52,10 @@ class SearchStep(PlannedStep):
     literal_xi: keep the student's step size xi in the gradient that Adam sees, as in Eq. 4, and use the release's
         betas. Adam's second moment then remembers the large early gradients, so z freezes for some thousand steps once
         the learning rate has dropped; without literal_xi, z moves alike at every learning rate.
+    val_ema: decay of a moving average of theta at which the validation loss is measured; None measures it at theta', as
+        in Eq. 4. At a high learning rate theta' overshoots along the largest gradients, so that less of the pathways
+        that have them always looks better; their average does not. d L_val / d z is exact for it, up to the common
+        factor 1 - val_ema. The first 1 / (1 - val_ema) steps are averaged evenly.
     radius: of the finite difference: epsilon = radius / norm(direction). It is computed in float32 at any precision: a
         difference of two nearly equal losses would keep few digits of a shorter type.
     z_record (attribute): z as used at each step, `[steps, P]`.
@@ -70,6 +74,7 @@ class SearchStep(PlannedStep):
         alpha_first: bool = False,
         alpha_every: int = 1,
         literal_xi: bool = False,
+        val_ema: float | None = None,
         radius: float = RADIUS,
     ) -> None:
         method, teacher = distiller.method, distiller.teacher
@@ -94,6 +99,8 @@ class SearchStep(PlannedStep):
         self.scale = self.full_scale
         self.hypergradient, self.radius = hypergradient, radius
         self.alpha_first, self.alpha_every, self.literal_xi = alpha_first, alpha_every, literal_xi
+        self.val_ema = val_ema
+        self.averages = [] if val_ema is None else [p.detach().clone() for p in self.theta]
         self.task, self.validation_loss = distiller.task, distiller.validation_loss
         device = self.theta[0].device
         self.z = torch.ones(len(self.pathways), device=device, dtype=self.theta[0].dtype)
@@ -107,29 +114,33 @@ class SearchStep(PlannedStep):
         step_sizes(optimizer, self.theta)  # fails early on an optimizer that cannot be differentiated
 
     def plan(self, progress: float) -> Plan:
-        """Return the current scale of the losses, and if z is to move, the step sizes and a validation batch."""
+        """Return the scale of the losses, what to keep of the average; if z is to move, step sizes and a batch."""
         self.scale = self.full_scale * warmed(progress, self.warm_up)
+        keep = min(self.val_ema or 0.0, self.taken / (self.taken + 1))
         if self.taken % self.alpha_every:
-            return Plan((), torch.tensor([self.scale], dtype=torch.float64))
+            return Plan((), torch.tensor([self.scale, keep], dtype=torch.float64))
         if self._batches is None:
             self._batches = repeated(self.validation, self.validated)
         self.validated += 1
         xi = step_sizes(self.optimizer, self.theta)
         most = max(xi) or 1.0
         shares = tuple(k / most for k in xi)
-        return Plan(shares, torch.tensor([self.scale, most], dtype=torch.float64), next(self._batches))
+        return Plan(shares, torch.tensor([self.scale, keep, most], dtype=torch.float64), next(self._batches))
 
     def take(self, x: Tensor, y: Tensor, plan: Plan) -> dict[str, Tensor]:
         x = self.precision.layout(x)
-        scale = plan.numbers[0].to(self.z.dtype)
+        scale, keep = plan.numbers[:2].to(self.z.dtype)
         self.z_used.copy_(self.z)
         if not plan.key:
-            return self._train_step(x, y, scale).losses
+            losses = self._train_step(x, y, scale).losses
+            self._average(keep)
+            return losses
         kept = self._snapshot() if self.alpha_first else None
-        losses = self._both_steps(x, y, scale, plan)
+        losses = self._both_steps(x, y, scale, keep, plan)
         if kept is not None:
             self._put_back(kept)
             losses |= self._train_step(x, y, scale).losses
+            self._average(keep)
             self.z_used.copy_(self.z)
         return losses
 
@@ -176,20 +187,29 @@ class SearchStep(PlannedStep):
         losses = {"loss": loss.detach(), "task": task.detach()}
         return TrainPass(losses, at_sources, factors, taught)
 
-    def _both_steps(self, x: Tensor, y: Tensor, scale: Tensor, plan: Plan) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _average(self, keep: Tensor) -> None:
+        """Let theta enter its moving average, if there is one."""
+        if self.averages:
+            torch._foreach_mul_(self.averages, keep)
+            torch._foreach_add_(self.averages, torch._foreach_mul(self.theta, 1 - keep))
+
+    def _both_steps(self, x: Tensor, y: Tensor, scale: Tensor, keep: Tensor, plan: Plan) -> dict[str, Tensor]:
         theta = [p.detach().clone() for p in self.theta]
         phi = [p.detach().clone() for p in self.phi] if self.hypergradient == "finite-difference" else []
         random = None if capturing() else _random_state(x.device)
         train = self._train_step(x, y, scale)
+        self._average(keep)
         if random is not None:
             self.uses_rng = any(not a.equal(b) for a, b in zip(random, _random_state(x.device), strict=True))
 
         x_val, y_val = plan.batches
+        ahead = [average.detach().requires_grad_() for average in self.averages] or self.theta
         with record_function("validation"):
             with self.precision.autocast(x.device):
-                output = self.stateless(self.theta, self.precision.layout(x_val))
+                output = self.stateless(ahead, self.precision.layout(x_val))
                 val_loss = self.validation_loss(output.logits, y_val)
-            v = torch.autograd.grad(val_loss, self.theta, allow_unused=True)
+            v = torch.autograd.grad(val_loss, ahead, allow_unused=True)
             parallel.all_reduce_mean(v)
         direction = [
             torch.zeros_like(p) if g is None else g if share == 1 else g * share
@@ -213,14 +233,14 @@ class SearchStep(PlannedStep):
                     )
         parallel.all_reduce_mean([h])  # for the mean loss: a rank's gradients at its maps are those of the sum
         gradient = through_normalisation(h, self.z, self.normalise, scale)
-        most = plan.numbers[1].to(gradient.dtype)
+        most = plan.numbers[2].to(gradient.dtype)
         self.z.grad = gradient * (most * self.alpha_every) if self.literal_xi else gradient
         self.adam.step()
         return train.losses | {"val": val_loss.detach()}
 
     def _snapshot(self) -> list[tuple[Tensor, Tensor]]:
         """Return every tensor that a train step changes, with a copy: parameters, buffers, momentum."""
-        moving = [*self.theta, *self.phi, *self.student.buffers(), *self.pathways.buffers()]
+        moving = [*self.theta, *self.averages, *self.phi, *self.student.buffers(), *self.pathways.buffers()]
         state = self.optimizer.state
         moving += [b for p in (*self.theta, *self.phi) if (b := state[p].get("momentum_buffer")) is not None]
         return [(tensor, tensor.detach().clone()) for tensor in moving]
@@ -235,13 +255,14 @@ class SearchStep(PlannedStep):
                 state["momentum_buffer"] = None  # created by the step that is undone
 
     def sync_ranks(self) -> None:
-        parallel.sync_ranks([self.student, self.pathways], [self.z])
+        parallel.sync_ranks([self.student, self.pathways], [self.z, *self.averages])
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "student": self.student.state_dict(),
             "pathways": self.pathways.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "averages": self.averages,
             "z": self.z,
             "adam": self.adam.state_dict(),
             "z_record": self.z_record,
@@ -261,6 +282,8 @@ class SearchStep(PlannedStep):
             value["step"] = value["step"].to(self.z.device if capturable else "cpu")
         with torch.no_grad():
             self.z.copy_(state["z"])
+            for average, theirs in zip(self.averages, state["averages"], strict=True):
+                average.copy_(theirs)
             self.z_record.copy_(state["z_record"])
         self.taken, self.validated = state["taken"], state["validated"]
         self._batches = None

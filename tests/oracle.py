@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,12 @@ def hypergradient(
     scale: float,
     batch: tuple[Tensor, Tensor],
     val_batch: tuple[Tensor, Tensor],
+    averages: Sequence[Tensor] = (),
+    keep: float = 0.0,
 ) -> Tensor:
     """d L_val(theta') / d z `[P]`, differentiating through the optimizer's step itself.
+
+    With `averages`, L_val is measured at keep * averages + (1 - keep) * theta'.
 
     The SGD update is written out (weight decay, momentum, Nesterov, from the optimizer's buffers of now), the train
     gradient is taken with `create_graph`, and the losses are summed pathway by pathway from the paper's formulas.
@@ -65,6 +69,8 @@ def hypergradient(
             buffer = step if kept is None else group["momentum"] * kept + step
             step = step + group["momentum"] * buffer if group["nesterov"] else buffer
         moved[name] = value - group["lr"] * step
+    if averages:
+        moved = {n: keep * a + (1 - keep) * m for a, (n, m) in zip(averages, moved.items(), strict=True)}
     x_val, y_val = val_batch
     val_logits, _ = functional_call(student, {**moved, **{n: b.clone() for n, b in student.named_buffers()}}, (x_val,))
     return torch.autograd.grad(F.cross_entropy(val_logits, y_val), z)[0]

@@ -109,8 +109,8 @@ def test_a_graph_for_each_set_of_pathways(backend):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"alpha_every": 2}, {"alpha_first": True}, {"literal_xi": True, "alpha_lr": 0.2}],
-    ids=["plain", "every-2nd", "alpha-first", "literal"],
+    [{}, {"alpha_every": 2}, {"alpha_first": True, "val_ema": 0.9}, {"literal_xi": True, "alpha_lr": 0.2}],
+    ids=["plain", "every-2nd", "alpha-first-average", "literal"],
 )
 def test_a_search_is_the_same(backend, options):
     eager, ours = (search_step(backend.device, **options) for _ in range(2))

@@ -70,9 +70,9 @@ def setting(pair, dtype=torch.float64, transforms="AB", sgd=SGD, warm=2, frozen=
     return step, batches[2], step.validation[step.validated % 3]
 
 
-def true_gradient(step, batch, val_batch):
+def true_gradient(step, batch, val_batch, keep=0.0):
     arguments = (step.student, step.teacher, step.pathways, step.optimizer, step.z, step.normalise, step.scale)
-    return oracle(*arguments, batch, val_batch)
+    return oracle(*arguments, batch, val_batch, step.averages, keep)
 
 
 def relative(got, want):
@@ -135,6 +135,34 @@ def test_every_normalisation(normalisation):
     want = true_gradient(step, batch, val_batch)
     step(*batch, 0.0)
     assert relative(step.z.grad, want) < 1e-8
+
+
+@pytest.mark.parametrize(("decay", "keep"), [(0.6, 0.6), (0.9, 2 / 3)], ids=["exponential", "even"])
+@pytest.mark.parametrize("hypergradient", ["exact", "finite-difference"])
+def test_the_loss_of_an_averaged_student(decay, keep, hypergradient):
+    """Differentiated at the average of theta that theta' enters; the first steps are averaged evenly."""
+    step, batch, val_batch = setting(PAIRS[0], val_ema=decay, hypergradient=hypergradient, radius=1e-5)
+    want = true_gradient(step, batch, val_batch, keep)
+    plain, _, _ = setting(PAIRS[0])
+    step(*batch, 0.0)
+    assert relative(step.z.grad * (1 - keep), want) < (1e-8 if hypergradient == "exact" else 1e-4)
+    plain(*batch, 0.0)
+    assert relative(step.z.grad, plain.z.grad) > 0.01, "the average has to differ for this to show anything"
+
+
+def test_the_average_is_that_of_every_step():
+    """Whether z moves at a step or not, and once if the step is taken again."""
+    for options in ({}, {"alpha_every": 3}, {"alpha_first": True}):
+        step, batch, _ = setting(PAIRS[0], warm=0, val_ema=0.75, **options)
+        seen = []
+        for _ in range(6):
+            step(*batch, 0.0)
+            seen.append(step.theta[0].detach().clone())
+        want = seen[0]
+        for t, theta in enumerate(seen[1:], 1):
+            keep = min(0.75, t / (t + 1))
+            want = keep * want + (1 - keep) * theta
+        torch.testing.assert_close(step.averages[0], want)
 
 
 def test_biased_softmax_formula():

@@ -96,7 +96,7 @@ def test_both_hypergradients_lead_the_same_way():
     assert together > 0.9
 
 
-@pytest.mark.parametrize("options", [{}, {"alpha_every": 3}, {"alpha_first": True}])
+@pytest.mark.parametrize("options", [{}, {"alpha_every": 3}, {"alpha_first": True}, {"val_ema": 0.9}])
 def test_resumes_to_the_same_numbers(tmp_path, options):
     """Broken off after one epoch of two and gone on with, a search ends where the unbroken one ends."""
 
