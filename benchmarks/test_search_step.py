@@ -11,7 +11,6 @@ from networks import IMAGE, PATHS, as_run, batch, pair
 from distpro import Distiller, Recipe
 from distpro.hypergradient import step_sizes
 from distpro.precision import Precision
-from distpro.process import NORMALISATIONS
 from distpro.search_step import SearchStep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -64,8 +63,7 @@ def errors(device):
     x64, val64 = x.double(), (validation[0].double(), validation[1])
     step = small(step_of(device, val64, torch.float64))
     reference = step.student, step.teacher, step.pathways, step.optimizer
-    normalise = NORMALISATIONS["biased-softmax"]
-    truth = oracle.hypergradient(*reference, step.z, normalise, step.scale, (x64, y), val64)
+    truth = oracle.hypergradient(*reference, step.z, step.normalise, step.scale, (x64, y), val64)
     truth = truth / max(step_sizes(step.optimizer, step.theta))  # the step omits xi
     found = {}
     for name, options in {

@@ -46,6 +46,7 @@ LIMITS: dict[str, Limit] = {
     "val_fraction": PROPER_SHARE,
     "momentum": DECAY,
     "ema": DECAY,
+    "val_ema": DECAY,
 }
 
 
@@ -60,9 +61,10 @@ BY_GRADIENT: tuple[str, ...] = (
     "alpha_first",
     "alpha_every",
     "literal_xi",
+    "val_ema",
 )
 BY_TRIALS: tuple[str, ...] = ("trial_seeds",)
-USUAL = {"alpha_every": 1, "literal_xi": False}  # defaults that `fill` puts in place of None
+USUAL = {"normalisation": "biased-softmax", "alpha_every": 1, "literal_xi": False, "val_ema": 0.0}  # defaults that `fill` puts in place of None
 
 NO_FILES = ("search", "uniform", "online")  # values of --process that are not files
 

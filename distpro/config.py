@@ -147,14 +147,17 @@ class Config:
     """Trainings per choice in a search by trials, each of --search-epochs."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
-    normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid"] = "biased-softmax"
-    """Normalisation of the raw weights (Table 7), in a search by gradient."""
+    normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid", "stage-softmax"] | None = None
+    """Normalisation of the raw weights in a search by gradient: Table 7's, or a softmax for each teacher stage."""
     tau: float | None = None
     """Drop pathways with a raw weight of at most this in the distillation; default: the given process's, or 0.5."""
     alpha_lr: float = 0.05
     """Adam's learning rate for the raw weights."""
     alpha_first: bool = False
     """Update the raw weights first and take the train step again with the new ones (Algorithm 1, literally)."""
+    val_ema: float | None = None
+    """Validate a search by gradient at a moving average of the student with this decay; 0: at the student itself (Eq. 4),
+    where the noise of a high learning rate looks like harm done by the deep stages' pathways."""
     alpha_every: int | None = None
     """Update the raw weights only every N steps, with N times the learning rate; default: 1, online 4."""
     literal_xi: bool | None = None
@@ -212,8 +215,10 @@ class Filled(Config):
     search_epochs: int
     val_fraction: float
     search_by: Literal["gradient", "trials"]
+    normalisation: str
     alpha_every: int
     literal_xi: bool
+    val_ema: float
 
     def student_recipe(self, epochs: int | None = None) -> Recipe:
         """Return the recipe of the student's training."""
@@ -286,6 +291,8 @@ def _filled(config: Config) -> Filled:
     cifar, online = config.dataset.startswith("cifar"), config.process == "online"
     usual = {
         "literal_xi": False,
+        "normalisation": "biased-softmax",
+        "val_ema": 0.0,
         "val_fraction": 0.1 if online else 0.2,
         "alpha_every": 4 if online else 1,
         **DEFAULTS[config.dataset],

@@ -132,6 +132,7 @@ def _by_gradient(job: Job, student: Any, recipe: Recipe, **options: Any) -> Proc
         alpha_first=config.alpha_first,
         alpha_every=config.alpha_every,
         literal_xi=config.literal_xi,
+        val_ema=config.val_ema or None,
         facts=_facts(job, recipe.epochs),
         resume=config.resume,
         **job.shared(),

@@ -33,14 +33,36 @@ def warmed(progress: float, share: float = WARM_UP) -> float:
     return 1.0 if share <= 0 else min(1.0, progress / share)
 
 
-# Table 7, from z ("alpha tilde", `[..., P]`) to the weights a; g = 1 is the bias of Eq. 2.
-NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "biased-softmax": lambda z: torch.cat([z, torch.ones_like(z[..., :1])], -1).softmax(-1)[..., :-1],
-    "softmax": lambda z: z.softmax(-1),
-    "biased-l1": lambda z: z / (z.abs().sum(-1, keepdim=True) + 1),
-    "l1": lambda z: z / z.abs().sum(-1, keepdim=True),
-    "sigmoid": lambda z: z.sigmoid(),
+def _stage_softmax(z: Tensor, same: Tensor) -> Tensor:
+    """Return a softmax among the pathways to each teacher stage, over the number of these stages."""
+    log_sums = (z[..., None, :] + same.log()).logsumexp(-1)
+    return (z - log_sums).exp() / same.sum(-1).reciprocal().sum()
+
+
+# From z ("alpha tilde", `[..., P]`) to the weights a. The first five are Table 7's; g = 1 is the bias of Eq. 2. In the
+# last, every teacher stage has the same weight in all. `same` [P, P] is 1 where two pathways have one teacher stage.
+NORMALISATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "biased-softmax": lambda z, same: torch.cat([z, torch.ones_like(z[..., :1])], -1).softmax(-1)[..., :-1],
+    "softmax": lambda z, same: z.softmax(-1),
+    "biased-l1": lambda z, same: z / (z.abs().sum(-1, keepdim=True) + 1),
+    "l1": lambda z, same: z / z.abs().sum(-1, keepdim=True),
+    "sigmoid": lambda z, same: z.sigmoid(),
+    "stage-softmax": _stage_softmax,
 }
+
+
+def normaliser(name: str, pathways: Sequence[Pathway], like: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function from z `[..., P]` to the weights of these P pathways; z is of the type of `like`."""
+    if name not in NORMALISATIONS:
+        raise unknown("normalisation", name, NORMALISATIONS)
+    if name == "stage-softmax" and any(p.teacher == 0 for p in pathways):
+        raise UserError(
+            "normalisation stage-softmax gives every teacher stage the same weight, and would give it to logits, too: "
+            "take another --normalisation with logit pathways"
+        )
+    stages = torch.tensor([p.teacher for p in pathways])
+    same = (stages[:, None] == stages).to(like)
+    return lambda z: NORMALISATIONS[name](z, same)
 
 
 class Process:
@@ -64,8 +86,6 @@ class Process:
     ) -> None:
         self.z = z.detach().to("cpu", torch.float32).reshape(-1, z.shape[-1]).clone()
         self.pathways = tuple(Pathway.parse(p) if isinstance(p, str) else p for p in pathways)
-        if normalisation not in NORMALISATIONS:
-            raise unknown("normalisation", normalisation, NORMALISATIONS)
         if self.z.shape[0] == 0 or self.z.shape[1] != len(self.pathways):
             raise UserError(
                 f"a process of {len(self.pathways)} pathways needs z of shape [T, {len(self.pathways)}], T >= 1; "
@@ -74,6 +94,7 @@ class Process:
         if not torch.isfinite(self.z).all():
             raise UserError("the process holds values that are not finite")
         self.normalisation = normalisation
+        self._normalise = normaliser(normalisation, self.pathways, self.z)
         self.tau = tau
         self.facts = dict(facts or {})
 
@@ -114,7 +135,7 @@ class Process:
     def at(self, fraction: float) -> Tensor:
         """Return the weights a `[P]` at a moment: interpolated, then normalised, then 0 where dropped."""
         z = self.raw(fraction)
-        weights = NORMALISATIONS[self.normalisation](z)
+        weights = self._normalise(z)
         return weights if self.tau is None else weights.where(z > self.tau, torch.zeros(()))
 
     def dropped_fraction(self, moments: int = 100) -> float:

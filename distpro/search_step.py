@@ -19,7 +19,7 @@ from distpro.graphs import capturing
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
 from distpro.methods import DistPro
 from distpro.planned_step import Plan, PlannedStep
-from distpro.process import NORMALISATIONS, warmed
+from distpro.process import normaliser, warmed
 
 HYPERGRADIENTS = ("exact", "finite-difference")
 ALPHA_BETAS = (0.5, 0.9)  # of Adam on z; a second moment over 1000 steps would freeze z
@@ -82,8 +82,6 @@ class SearchStep(PlannedStep):
             raise UserError(f"a search needs method distpro and a teacher, got method {type(method).__name__}")
         if hypergradient not in HYPERGRADIENTS:
             raise unknown("hypergradient", hypergradient, HYPERGRADIENTS)
-        if normalisation not in NORMALISATIONS:
-            raise unknown("normalisation", normalisation, NORMALISATIONS)
         if alpha_every < 1:
             raise UserError(f"--alpha-every must be 1 or more, got {alpha_every}")
         self.student, self.teacher, self.pathways = distiller.student, teacher, method.paths
@@ -94,7 +92,6 @@ class SearchStep(PlannedStep):
         self.stateless_pathways = Stateless(self.pathways)
         self.theta = self.stateless.parameters
         self.phi = self.stateless_pathways.parameters
-        self.normalise = NORMALISATIONS[normalisation]
         self.full_scale, self.warm_up = method.scale, method.warm_up
         self.scale = self.full_scale
         self.hypergradient, self.radius = hypergradient, radius
@@ -104,6 +101,7 @@ class SearchStep(PlannedStep):
         self.task, self.validation_loss = distiller.task, distiller.validation_loss
         device = self.theta[0].device
         self.z = torch.ones(len(self.pathways), device=device, dtype=self.theta[0].dtype)
+        self.normalise = normaliser(normalisation, method.paths.pathways, self.z)
         on_gpu = device.type == "cuda"  # where Adam counts its steps on the device, as a graph requires
         betas = LITERAL_BETAS if literal_xi else ALPHA_BETAS
         self.adam = torch.optim.Adam([self.z], lr=alpha_lr * alpha_every, betas=betas, capturable=on_gpu)

@@ -11,7 +11,8 @@ from distpro import Distiller
 from distpro.errors import UserError
 from distpro.hypergradient import RADIUS, Stateless, step_sizes
 from distpro.models import create_model
-from distpro.process import NORMALISATIONS
+from distpro.pathways import all_pathways
+from distpro.process import NORMALISATIONS, normaliser
 from distpro.search_step import SearchStep
 
 
@@ -172,7 +173,8 @@ def test_biased_softmax_formula():
     h, z = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     a = z.exp() / (z.exp().sum() + torch.tensor(1.0, dtype=torch.float64).exp())
     want = -3.0 * a * (h - (a * h).sum())
-    torch.testing.assert_close(through_normalisation(h, z, NORMALISATIONS["biased-softmax"], 3.0), want)
+    normalise = normaliser("biased-softmax", all_pathways(1, 5, "A"), z)
+    torch.testing.assert_close(through_normalisation(h, z, normalise, 3.0), want)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=IDS)

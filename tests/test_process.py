@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from distpro.errors import UserError
 from distpro.pathways import Pathway, all_pathways
-from distpro.process import NORMALISATIONS, Process
+from distpro.process import NORMALISATIONS, Process, normaliser
 
 PATHS = all_pathways(2, 2, "A")
 
@@ -49,7 +49,7 @@ def test_clip_drops_at_tau_and_keeps_the_denominator():
     assert [ends.dropped_fraction(moments) for moments in (1, 2, 3, 5)] == pytest.approx([0, 1 / 4, 1 / 3, 3 / 10])
 
 
-def test_table_7():
+def test_table_7_and_a_softmax_for_each_teacher_stage():
     z = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
     e = z.exp()
     want = {
@@ -58,10 +58,16 @@ def test_table_7():
         "biased-l1": z / (3.5 + 1),
         "l1": z / 3.5,
         "sigmoid": 1 / (1 + (-z).exp()),
+        "stage-softmax": torch.tensor([e[0] / (e[0] + e[2]), 1, e[2] / (e[0] + e[2])]) / 2,
     }
     assert set(want) == set(NORMALISATIONS)
+    paths = [Pathway.parse(name) for name in ("t1-s1-E", "t3-s1-E", "t1-s2-E")]
     for name, value in want.items():
-        torch.testing.assert_close(NORMALISATIONS[name](z), value)
+        normalise = normaliser(name, paths, z)
+        torch.testing.assert_close(normalise(z), value)
+        torch.testing.assert_close(normalise(torch.stack([z, z.flip(0)]))[0], value)
+    huge = normaliser("stage-softmax", paths, z)(z * 1e4)
+    assert huge.tolist() == [0.5, 0.5, 0]
 
 
 def test_uniform_constant_and_final():
