@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distpro import zoo
+from distpro.defaults import SEARCH
 from distpro.errors import UserError, flag, nearest
 from distpro.models import check_model, is_own
 
@@ -64,7 +65,6 @@ BY_GRADIENT: tuple[str, ...] = (
     "val_ema",
 )
 BY_TRIALS: tuple[str, ...] = ("trial_seeds",)
-USUAL = {"normalisation": "biased-softmax", "alpha_every": 1, "literal_xi": False, "val_ema": 0.0}  # defaults that `fill` puts in place of None
 
 NO_FILES = ("search", "uniform", "online")  # values of --process that are not files
 
@@ -127,5 +127,5 @@ def _uses(filled: Any) -> None:
     else:
         return
     for name in names:
-        if getattr(filled, name) != USUAL.get(name, getattr(type(filled), name)):
+        if getattr(filled, name) != SEARCH.get(name, getattr(type(filled), name)):
             raise UserError(f"{flag(name)} {why}")

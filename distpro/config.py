@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 from distpro.checks import check
 from distpro.data import MEAN, STD, default_loader
-from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SLOW_STUDENTS, TRIAL_EPOCHS
+from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SEARCH, SLOW_STUDENTS, TRIAL_EPOCHS
 from distpro.errors import unknown
 from distpro.methods import METHODS
 from distpro.models import normalisation, plain_name
 from distpro.precision import DTYPES, Precision
 from distpro.process import WARM_UP
 from distpro.recipe import Recipe
+
+
+Normalisation = Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid", "stage-softmax"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Config:
     """Trainings per choice in a search by trials, each of --search-epochs."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
-    normalisation: Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid", "stage-softmax"] | None = None
+    normalisation: Normalisation | None = None
     """Normalisation of the raw weights in a search by gradient: Table 7's, or a softmax for each teacher stage."""
     tau: float | None = None
     """Drop pathways with a raw weight of at most this in the distillation; default: the given process's, or 0.5."""
@@ -156,8 +159,8 @@ class Config:
     alpha_first: bool = False
     """Update the raw weights first and take the train step again with the new ones (Algorithm 1, literally)."""
     val_ema: float | None = None
-    """Validate a search by gradient at a moving average of the student with this decay; 0: at the student itself (Eq. 4),
-    where the noise of a high learning rate looks like harm done by the deep stages' pathways."""
+    """Validate a search by gradient at a moving average of the student with this decay; 0: at the student itself
+    (Eq. 4), where at a high learning rate the pathways of deep stages seem to do harm."""
     alpha_every: int | None = None
     """Update the raw weights only every N steps, with N times the learning rate; default: 1, online 4."""
     literal_xi: bool | None = None
@@ -215,7 +218,7 @@ class Filled(Config):
     search_epochs: int
     val_fraction: float
     search_by: Literal["gradient", "trials"]
-    normalisation: str
+    normalisation: Normalisation
     alpha_every: int
     literal_xi: bool
     val_ema: float
@@ -290,19 +293,16 @@ def _filled(config: Config) -> Filled:
         raise unknown("method", config.method, ("all", *METHODS))
     cifar, online = config.dataset.startswith("cifar"), config.process == "online"
     usual = {
-        "literal_xi": False,
-        "normalisation": "biased-softmax",
-        "val_ema": 0.0,
-        "val_fraction": 0.1 if online else 0.2,
-        "alpha_every": 4 if online else 1,
+        **SEARCH,
+        "val_fraction": 0.2,
         **DEFAULTS[config.dataset],
         **(FAST if config.recipe == "fast" else {}),
         **({"paper": PAPER, "fast": FAST_WEIGHTS}.get(config.recipe or "", {}) if cifar else {}),
     }
     if online:
-        usual["search_by"] = "gradient"
+        usual |= {"search_by": "gradient", "val_fraction": 0.1, "alpha_every": 4}
     if (config.search_by or usual["search_by"]) == "trials":
-        usual |= {"search_epochs": TRIAL_EPOCHS, "literal_xi": False}
+        usual |= {"search_epochs": TRIAL_EPOCHS, **SEARCH}
     teacher, student = config.teacher or usual["teacher"], config.student or usual["student"]
     if config.dataset == "folder":
         usual |= dict(zip(("mean", "std"), normalisation(teacher) or (MEAN, STD), strict=True))

@@ -25,6 +25,9 @@ PAPER: dict[str, Any] = {
 FOUND: dict[str, Any] = {"transforms": "E", "pooled": True, "search_by": "trials", "literal_xi": False}
 TRIAL_EPOCHS = 4  # of each trial of a search by trials
 
+# What a search by gradient does, and one by trials does not use, unless told otherwise.
+SEARCH: dict[str, Any] = {"normalisation": "biased-softmax", "alpha_every": 1, "literal_xi": False, "val_ema": 0.0}
+
 # Defaults by data set.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {

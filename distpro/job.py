@@ -23,7 +23,7 @@ from distpro.methods import METHODS
 from distpro.models import create_model, load_checkpoint, own_network, published_classes
 from distpro.pathways import all_pathways
 from distpro.planned_step import check_graphs
-from distpro.process import Process
+from distpro.process import Process, normaliser
 
 LABELS = {
     "none": "student alone",
@@ -101,8 +101,9 @@ class Job:
         self.needs_teacher = any(METHODS[method_name(method)].needs_teacher for method in self.methods)
         self.loader = self.train_loader(self.data.train)
         self.student_loader = self._student_loader()
-        if "distpro" in self.methods and config.process in ("search", "online"):
-            train, validation = self.search_splits()  # too few images: fail before training a teacher
+        if "distpro" in self.methods and config.process in ("search", "online"):  # fail before training a teacher
+            normaliser(config.normalisation, self.pathways, torch.zeros(()))
+            train, validation = self.search_splits()
             self.train_loader(train)
             self.validation_loader(validation)
         self.test = self.test_loader(self.data.test)

@@ -236,3 +236,17 @@ def _restore(path: Path, step: Step, scheduler: LRScheduler, length: int) -> lis
         return state["history"]
     except Exception as error:  # a truncated or foreign file: torch has no common error for them
         raise UserError(f"cannot resume from '{path}': {str(error).splitlines()[0]}") from error
+
+
+def repeated(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches endlessly, epoch after epoch, from batch `start` on."""
+    epoch, step = divmod(start, len(loader))
+    while True:
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        batch = None
+        for batch in itertools.islice(loader, step, None):
+            yield batch
+        if batch is None:
+            raise UserError("the validation batches have run out: expected a loader that restarts at every epoch")
+        epoch, step = epoch + 1, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from distpro.errors import UserError, unknown
 from distpro.features import Output
 from distpro.graphs import capturing
 from distpro.hypergradient import RADIUS, Stateless, exact, finite_difference, step_sizes, through_normalisation
+from distpro.loop import repeated
 from distpro.methods import DistPro
 from distpro.planned_step import Plan, PlannedStep
 from distpro.process import normaliser, warmed
@@ -189,8 +189,9 @@ class SearchStep(PlannedStep):
     def _average(self, keep: Tensor) -> None:
         """Let theta enter its moving average, if there is one."""
         if self.averages:
-            torch._foreach_mul_(self.averages, keep)
-            torch._foreach_add_(self.averages, torch._foreach_mul(self.theta, 1 - keep))
+            ways = list(torch._foreach_sub([*self.theta], self.averages))
+            torch._foreach_mul_(ways, 1 - keep)
+            torch._foreach_add_(self.averages, ways)
 
     def _both_steps(self, x: Tensor, y: Tensor, scale: Tensor, keep: Tensor, plan: Plan) -> dict[str, Tensor]:
         theta = [p.detach().clone() for p in self.theta]
@@ -285,20 +286,6 @@ class SearchStep(PlannedStep):
             self.z_record.copy_(state["z_record"])
         self.taken, self.validated = state["taken"], state["validated"]
         self._batches = None
-
-
-def repeated(loader: Any, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches endlessly, epoch after epoch, from batch `start` on."""
-    epoch, step = divmod(start, len(loader))
-    while True:
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        batch = None
-        for batch in itertools.islice(loader, step, None):
-            yield batch
-        if batch is None:
-            raise UserError("the validation batches have run out: expected a loader that restarts at every epoch")
-        epoch, step = epoch + 1, 0
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

@@ -66,6 +66,12 @@ from distpro.search_step import HYPERGRADIENTS
             "--tau only applies to a search by gradient",
         ),
         (["--literal-xi", "True", "--search-by", "trials"], "--literal-xi only applies to a search by gradient"),
+        (["--val-ema", "0.9", "--search-by", "trials"], "--val-ema only applies to a search by gradient"),
+        (["--val-ema", "1"], "--val-ema must be 0 or more and below 1, got 1.0"),
+        (
+            ["--normalisation", "stage-softmax", "--logit-pathways", "KD"],
+            "normalisation stage-softmax gives every teacher stage the same weight",
+        ),
         (["--trial-seeds", "2"], "--trial-seeds only applies to a search by trials"),
         (["--loader", "synthetic"], "data set 'digits' is not read by a loader"),
         (["--method", "reviewk"], "unknown method 'reviewk': did you mean 'reviewkd'"),

@@ -9,10 +9,10 @@ import torch
 
 from distpro import Distiller, Process, Recipe, UserError, distill, search_by_gradient
 from distpro.data import create_dataset, holdout
-from distpro.loop import fit
+from distpro.loop import fit, repeated
 from distpro.models import create_model
 from distpro.pathways import all_pathways
-from distpro.search_step import SearchStep, repeated
+from distpro.search_step import SearchStep
 from distpro.tasks import Classification
 
 IMAGE = (1, 8, 8)
