@@ -17,7 +17,6 @@ from distpro.precision import DTYPES, Precision
 from distpro.process import WARM_UP
 from distpro.recipe import Recipe
 
-
 Normalisation = Literal["biased-softmax", "softmax", "biased-l1", "l1", "sigmoid", "stage-softmax"]
 
 
