@@ -49,8 +49,10 @@ def test_every_flag_named_anywhere_is_one():
 
 
 def mean(values, spread):
-    """As the tables have it; `spread` is "deviation" or "error" (of the mean)."""
+    """As the tables have it; `spread` is "deviation" or "error" (of the mean); one value has none."""
     values = list(values)
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
     deviation = stdev(values)
     return f"{fmean(values):.1f} ± {deviation if spread == 'deviation' else deviation / len(values) ** 0.5:.1f}"
 
