@@ -261,6 +261,7 @@ DEFAULTS_DEPEND_ON = (
     "student",
     "process",
     "search_by",
+    "logit_pathways",
     "kd_weight",
 )
 
@@ -302,6 +303,8 @@ def _filled(config: Config) -> Filled:
         usual |= {"search_by": "gradient", "val_fraction": 0.1, "alpha_every": 4}
     if (config.search_by or usual["search_by"]) == "trials":
         usual |= {"search_epochs": TRIAL_EPOCHS, **SEARCH}
+    if config.logit_pathways:
+        usual["normalisation"] = "biased-softmax"  # by stage, logits would have the weight of a stage
     teacher, student = config.teacher or usual["teacher"], config.student or usual["student"]
     if config.dataset == "folder":
         usual |= dict(zip(("mean", "std"), normalisation(teacher) or (MEAN, STD), strict=True))
