@@ -133,7 +133,7 @@ def _by_gradient(job: Job, student: Any, recipe: Recipe, **options: Any) -> Proc
         alpha_every=config.alpha_every,
         literal_xi=config.literal_xi,
         val_ema=config.val_ema or None,
-        facts=_facts(job, recipe.epochs),
+        facts=_facts(job, recipe.epochs) | {"val_ema": config.val_ema},
         resume=config.resume,
         **job.shared(),
         **job.options("distpro", None),

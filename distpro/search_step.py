@@ -281,7 +281,7 @@ class SearchStep(PlannedStep):
             value["step"] = value["step"].to(self.z.device if capturable else "cpu")
         with torch.no_grad():
             self.z.copy_(state["z"])
-            for average, theirs in zip(self.averages, state["averages"], strict=True):
+            for average, theirs in zip(self.averages, state.get("averages", ()), strict=True):
                 average.copy_(theirs)
             self.z_record.copy_(state["z_record"])
         self.taken, self.validated = state["taken"], state["validated"]
