@@ -150,7 +150,8 @@ class Config:
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
     normalisation: Normalisation | None = None
-    """Normalisation of the raw weights in a search by gradient: Table 7's, or a softmax for each teacher stage."""
+    """Normalisation of the raw weights in a search by gradient: Table 7's, or a softmax for each teacher stage; default:
+    stage-softmax, biased-softmax (Eq. 2) on the digits, with logit pathways and with --recipe paper."""
     tau: float | None = None
     """Drop pathways with a raw weight of at most this in the distillation; default: the given process's, or 0.5."""
     alpha_lr: float = 0.05
@@ -158,8 +159,8 @@ class Config:
     alpha_first: bool = False
     """Update the raw weights first and take the train step again with the new ones (Algorithm 1, literally)."""
     val_ema: float | None = None
-    """Validate a search by gradient at a moving average of the student with this decay; 0: at the student itself
-    (Eq. 4), where at a high learning rate the pathways of deep stages seem to do harm."""
+    """Validate a search by gradient at a moving average of the student with this decay, 0: at the student itself
+    (Eq. 4); default: 0.98, 0 on the digits and with --recipe paper."""
     alpha_every: int | None = None
     """Update the raw weights only every N steps, with N times the learning rate; default: 1, online 4."""
     literal_xi: bool | None = None

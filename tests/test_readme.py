@@ -61,6 +61,15 @@ def difference(ours, theirs):
     return [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
 
 
+def with_interval(values):
+    """The mean and, of more than one value, Student's 95 % interval."""
+    told = f"{fmean(values):.1f}"
+    if len(values) > 1:
+        half = stdtrit(len(values) - 1, 0.975) * stdev(values) / len(values) ** 0.5
+        told += f" ({fmean(values) - half:.1f} to {fmean(values) + half:.1f})"
+    return told
+
+
 def table(title):
     """The cells of the table whose head begins with `title`, a list a line."""
     lines = README[README.index(f"| {title}") :].split("\n\n")[0].splitlines()[2:]
@@ -85,16 +94,25 @@ def test_what_a_search_gains_is_what_was_measured(row):
     assert over_reviewkd == mean(difference(searched, reviewkd), "error")
 
 
+def test_what_a_search_by_gradient_gains_is_what_was_measured():
+    for pair, uniform, gradient, trials, lead in table("CIFAR-100, top-1, % | uniform | searched by gradient"):
+        labels = {"pair": "-".join(re.sub(r" \(.*\)", "", n).lower().replace("-", "_") for n in pair.split(" -> "))}
+        found = [measured("look-ahead.csv", **labels, method=m) for m in ("uniform 20", "averaged, by stage")]
+        assert [uniform, gradient] == [mean(one.values(), "deviation") for one in found]
+        if labels["pair"] == "wrn_16_2-wrn_16_1":
+            by_trials = measured("pairs.csv", **labels, method="searched by trials 6")
+        else:
+            by_trials = measured("short.csv", method="searched by trials")
+        assert trials == mean(by_trials.values(), "deviation")
+        assert lead == with_interval(difference(found[1], found[0]))
+
+
 def test_how_the_lead_shrinks_is_what_was_measured():
     for line, method in zip(table("epochs (seeds)"), ("reviewkd 20", "uniform 20"), strict=True):
         for epochs, cell in zip(("6", "12", "24"), line[1:], strict=True):
             ours = measured("figure5-short.csv", method="searched by trials 6", epochs=epochs)
             lead = difference(ours, measured("figure5-short.csv", method=method, epochs=epochs))
-            told = f"{fmean(lead):.1f}"
-            if len(lead) > 1:
-                half = stdtrit(len(lead) - 1, 0.975) * stdev(lead) / len(lead) ** 0.5
-                told += f" ({fmean(lead) - half:.1f} to {fmean(lead) + half:.1f})"
-            assert cell == told
+            assert cell == with_interval(lead)
 
 
 def test_the_digits_are_what_was_measured():
