@@ -150,8 +150,8 @@ class Config:
     hypergradient: Literal["exact", "finite-difference"] = "exact"
     """exact: one forward-mode pass of the student; finite-difference: Eq. 5."""
     normalisation: Normalisation | None = None
-    """Normalisation of the raw weights in a search by gradient: Table 7's, or a softmax for each teacher stage; default:
-    stage-softmax, biased-softmax (Eq. 2) on the digits, with logit pathways and with --recipe paper."""
+    """Normalisation of the raw weights in a search by gradient: Table 7's, or a softmax for each teacher stage;
+    default: stage-softmax, biased-softmax (Eq. 2) on the digits, with logit pathways and with --recipe paper."""
     tau: float | None = None
     """Drop pathways with a raw weight of at most this in the distillation; default: the given process's, or 0.5."""
     alpha_lr: float = 0.05
