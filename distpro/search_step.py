@@ -189,9 +189,10 @@ class SearchStep(PlannedStep):
     def _average(self, keep: Tensor) -> None:
         """Let theta enter its moving average, if there is one."""
         if self.averages:
-            ways = list(torch._foreach_sub([*self.theta], self.averages))
-            torch._foreach_mul_(ways, 1 - keep)
-            torch._foreach_add_(self.averages, ways)
+            # a lerp whose weight is on the device, for a graph to read anew at every replay
+            differences = list(torch._foreach_sub([*self.theta], self.averages))
+            torch._foreach_mul_(differences, 1 - keep)
+            torch._foreach_add_(self.averages, differences)
 
     def _both_steps(self, x: Tensor, y: Tensor, scale: Tensor, keep: Tensor, plan: Plan) -> dict[str, Tensor]:
         theta = [p.detach().clone() for p in self.theta]

@@ -61,10 +61,7 @@ from distpro.search_step import HYPERGRADIENTS
         (["--transforms", "AQ"], "unknown transform 'Q'"),
         (["--transforms", "AA"], "a transform is named twice: A A"),
         (["--transforms", ""], "no transform and no logit pathway"),
-        (
-            ["--tau", "1", "--search-by", "trials"],
-            "--tau only applies to a search by gradient",
-        ),
+        (["--tau", "1", "--search-by", "trials"], "--tau only applies to a search by gradient"),
         (["--literal-xi", "True", "--search-by", "trials"], "--literal-xi only applies to a search by gradient"),
         (["--val-ema", "0.9", "--search-by", "trials"], "--val-ema only applies to a search by gradient"),
         (["--val-ema", "1"], "--val-ema must be 0 or more and below 1, got 1.0"),

@@ -76,13 +76,16 @@ def table(title):
     return [[cell.strip() for cell in line.replace("*", "").strip("|").split("|")] for line in lines]
 
 
+def rows_of(pair):
+    """The CSV of a pair such as "ResNet56 (66.4) -> ResNet20", and the labels of its rows there."""
+    label = "-".join(re.sub(r" \(.*\)", "", network).lower().replace("-", "_") for network in pair.split(" -> "))
+    return ("short.csv", {}) if label == "resnet56-resnet20" else ("pairs.csv", {"pair": label})
+
+
 @pytest.mark.parametrize("row", table("CIFAR-100, top-1"), ids=lambda row: row[0])
 def test_what_a_search_gains_is_what_was_measured(row):
     pair, alone, *methods, over_uniform, over_reviewkd = row
-    networks = [re.sub(r" \(.*\)", "", network).lower().replace("-", "_") for network in pair.split(" -> ")]
-    name, labels = "pairs.csv", {"pair": "-".join(networks)}
-    if labels["pair"] == "resnet56-resnet20":
-        name, labels = "short.csv", {}
+    name, labels = rows_of(pair)
     assert alone == f"{fmean(measured(name, **labels, method='alone').values()):.1f}"
     found = []
     for method, cell in zip(("uniform", "reviewkd", "searched by trials"), methods, strict=True):
@@ -96,13 +99,11 @@ def test_what_a_search_gains_is_what_was_measured(row):
 
 def test_what_a_search_by_gradient_gains_is_what_was_measured():
     for pair, uniform, gradient, trials, lead in table("CIFAR-100, top-1, % | uniform | searched by gradient"):
-        labels = {"pair": "-".join(re.sub(r" \(.*\)", "", n).lower().replace("-", "_") for n in pair.split(" -> "))}
-        found = [measured("look-ahead.csv", **labels, method=m) for m in ("uniform 20", "averaged, by stage")]
+        name, labels = rows_of(pair)
+        here = labels or {"pair": "resnet56-resnet20"}
+        found = [measured("look-ahead.csv", **here, method=m) for m in ("uniform 20", "averaged, by stage")]
         assert [uniform, gradient] == [mean(one.values(), "deviation") for one in found]
-        if labels["pair"] == "wrn_16_2-wrn_16_1":
-            by_trials = measured("pairs.csv", **labels, method="searched by trials 6")
-        else:
-            by_trials = measured("short.csv", method="searched by trials")
+        by_trials = measured(name, **labels, method="searched by trials 6" if labels else "searched by trials")
         assert trials == mean(by_trials.values(), "deviation")
         assert lead == with_interval(difference(found[1], found[0]))
 
