@@ -83,17 +83,20 @@ def test_search_step(compare_steps, device, request, benchmark):
     train(x, y, 0.0)  # the only step that moves its z
     call = (x, y, 0.0)
     train, exact = as_run(train, device, call), as_run(step_of(device, validation), device, call)
+    averaged = as_run(step_of(device, validation, val_ema=0.98), device, call)
     difference = step_of(device, validation, hypergradient="finite-difference")
     fast = as_run(step_of(device, validation, precision=BF16), device, call)
     literal = literal_of(device, validation)
     steps = {
         "train": lambda: train(x, y, 0.0),
         "exact": lambda: exact(x, y, 0.0),
+        "exact, averaged": lambda: averaged(x, y, 0.0),
         "finite-difference": lambda: difference(x, y, 0.0),
         "exact, bfloat16": lambda: fast(x, y, 0.0),
         "literal": lambda: literal(x, y),
     }
     pairs = [("exact", "train"), ("literal", "exact"), ("finite-difference", "exact"), ("exact", "exact, bfloat16")]
+    pairs.append(("exact, averaged", "exact"))
     if device.type == "cuda":
         eager = step_of(device, validation)
         steps["exact, without graphs"] = lambda: eager(x, y, 0.0)

@@ -16,7 +16,8 @@ from distpro import _native
 from distpro.errors import UserError, run_command
 
 PACKAGES = ("torchvision", "timm", "numpy")
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "sve", "bf16")
+BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "asimd", "sve", *BFLOAT16_FLAGS)
 
 Facts = dict[str, Any]
 
@@ -80,6 +81,12 @@ def cpu() -> Facts:
         "instructions": [flag for flag in CPU_FLAGS if flag in flags],
         "OpenMP": sorted(set(re.findall(r"/\S*/lib[gi]?omp\S*", mapped))),
     }
+
+
+def emulates_bfloat16(device: Any) -> bool:
+    """Return whether a `torch.device` is a CPU known to lack instructions for bfloat16."""
+    instructions = cpu()["instructions"] if device.type == "cpu" else []
+    return bool(instructions) and not set(instructions) & set(BFLOAT16_FLAGS)
 
 
 def cuda() -> Facts:

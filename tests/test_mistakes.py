@@ -12,6 +12,7 @@ import yaml
 from commands import SHORT, mistake, run
 from drawn import save
 
+import distpro.env
 import distpro.flags
 import distpro.job
 import distpro.train
@@ -251,6 +252,23 @@ def test_classes_without_a_training_image_are_counted(tmp_path, capsys, monkeypa
     told = capsys.readouterr()
     assert sentence in told.err
     assert yaml.safe_load(told.out)["student"] == "wrn_10_1"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "slow"),
+    [
+        (["avx2", "avx512f"], True),
+        (["avx2", "avx512_bf16"], False),
+        (["asimd"], True),
+        (["asimd", "bf16"], False),
+        ([], False),
+    ],
+)
+def test_a_cpu_that_emulates_bfloat16_is_named(monkeypatch, capsys, instructions, slow):
+    monkeypatch.setattr(distpro.env, "cpu", lambda: {"instructions": instructions})
+    for words, told in ((["--amp"], slow), ([], False)):
+        distpro.job.Job(distpro.flags.parse([*words, "--device", "cpu"]), distpro.job.Console())
+        assert ("no instructions for bfloat16" in capsys.readouterr().out) is told
 
 
 def test_an_own_function_hears_of_classes_and_channels():
