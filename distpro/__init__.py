@@ -1,5 +1,6 @@
 """distpro: knowledge distillation with a searched process."""
 
+from distpro.distance_search import search_by_distance
 from distpro.distillation import distill
 from distpro.distiller import Distiller
 from distpro.errors import UserError
@@ -20,6 +21,7 @@ __all__ = [
     "Teacher",
     "UserError",
     "distill",
+    "search_by_distance",
     "search_by_gradient",
     "search_by_trials",
 ]

@@ -54,17 +54,19 @@ LIMITS: dict[str, Limit] = {
 # Options that --process online does not use.
 OFFLINE: tuple[str, ...] = ("size_schedule", "ema", "compile", "grad_accum_steps", "search_samples", "trial_seeds")
 # Options that only one of the searches uses.
-BY_GRADIENT: tuple[str, ...] = (
-    "hypergradient",
-    "normalisation",
-    "tau",
-    "alpha_lr",
-    "alpha_first",
-    "alpha_every",
-    "literal_xi",
-    "val_ema",
-)
-BY_TRIALS: tuple[str, ...] = ("trial_seeds",)
+OF_SEARCH: dict[str, tuple[str, ...]] = {
+    "gradient": (
+        "hypergradient",
+        "normalisation",
+        "tau",
+        "alpha_lr",
+        "alpha_first",
+        "alpha_every",
+        "literal_xi",
+        "val_ema",
+    ),
+    "trials": ("trial_seeds",),
+}
 
 NO_FILES = ("search", "uniform", "online")  # values of --process that are not files
 
@@ -117,15 +119,20 @@ def _process(name: str) -> None:
 def _uses(filled: Any) -> None:
     """Raise a `UserError` for an option that the chosen search does not use."""
     if filled.process == "online":
-        names, why = OFFLINE, "is not supported with --process online"
-        if filled.search_by == "trials":
-            raise UserError("--search-by trials is not supported with --process online, which searches by gradient")
+        if filled.search_by != "gradient":
+            raise UserError(
+                f"--search-by {filled.search_by} is not supported with --process online, which searches by gradient"
+            )
+        unused = dict.fromkeys(OFFLINE, "is not supported with --process online")
     elif filled.process == "search":
-        trials = filled.search_by == "trials"
-        names, other = (BY_GRADIENT, "gradient") if trials else (BY_TRIALS, "trials")
-        why = f"only applies to a search by {other}: give --search-by {other}"
+        unused = {
+            name: f"only applies to a search by {search}: give --search-by {search}"
+            for search, names in OF_SEARCH.items()
+            if search != filled.search_by
+            for name in names
+        }
     else:
         return
-    for name in names:
+    for name, why in unused.items():
         if getattr(filled, name) != SEARCH.get(name, getattr(type(filled), name)):
             raise UserError(f"{flag(name)} {why}")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from distpro.checks import check
 from distpro.data import MEAN, STD, default_loader
-from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SEARCH, SLOW_STUDENTS, TRIAL_EPOCHS
+from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SEARCH, SEARCH_EPOCHS, SLOW_STUDENTS
 from distpro.errors import unknown
 from distpro.methods import METHODS
 from distpro.models import normalisation, plain_name
@@ -137,14 +137,15 @@ class Config:
 
     # --- the search
     search_epochs: int | None = None
-    """Epochs of the search; in a search by trials, of each trial (4)."""
+    """Epochs of the search; in a search by trials, of each trial (4); in one by distance, 2."""
     search_samples: int | None = None
     """Search on a class-stratified subset of this many training images."""
     val_fraction: float | None = None
     """Fraction of the training images held out to validate the process; default: 0.2, online 0.1."""
-    search_by: Literal["gradient", "trials"] | None = None
+    search_by: Literal["gradient", "trials", "distance"] | None = None
     """gradient: descend the validation loss one step ahead (Eq. 4); trials: short trainings with some kinds of
-    pathways, usually 8 to 10 of them, decide which to keep."""
+    pathways, usually 8 to 10 of them, decide which to keep; distance: one training with all, then each teacher stage
+    keeps the pathway whose map is closest to it on held-out images."""
     trial_seeds: int = 1
     """Trainings per choice in a search by trials, each of --search-epochs."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"
@@ -217,7 +218,7 @@ class Filled(Config):
     sched: Literal["cosine", "step", "onecycle"]
     search_epochs: int
     val_fraction: float
-    search_by: Literal["gradient", "trials"]
+    search_by: Literal["gradient", "trials", "distance"]
     normalisation: Normalisation
     alpha_every: int
     literal_xi: bool
@@ -302,8 +303,9 @@ def _filled(config: Config) -> Filled:
     }
     if online:
         usual |= {"search_by": "gradient", "val_fraction": 0.1, "alpha_every": 4}
-    if (config.search_by or usual["search_by"]) == "trials":
-        usual |= {"search_epochs": TRIAL_EPOCHS, **SEARCH}
+    search_by = config.search_by or usual["search_by"]
+    if search_by in SEARCH_EPOCHS:
+        usual |= {"search_epochs": SEARCH_EPOCHS[search_by], **SEARCH}
     if config.logit_pathways:
         usual["normalisation"] = "biased-softmax"  # by stage, logits would have the weight of a stage
     teacher, student = config.teacher or usual["teacher"], config.student or usual["student"]

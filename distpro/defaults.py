@@ -28,7 +28,7 @@ PAPER: dict[str, Any] = {
 # What was better where both were measured, with few images and epochs (RESULTS.md).
 AVERAGED: dict[str, Any] = {"normalisation": "stage-softmax", "literal_xi": False, "val_ema": 0.98}
 FOUND: dict[str, Any] = {"transforms": "E", "pooled": True, "search_by": "trials", **AVERAGED}
-TRIAL_EPOCHS = 4  # of each trial of a search by trials
+SEARCH_EPOCHS = {"trials": 4, "distance": 2}  # of each trial, of the one training
 
 # Defaults by data set.
 DEFAULTS: dict[str, dict[str, Any]] = {

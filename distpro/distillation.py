@@ -146,15 +146,44 @@ def distill(
         student_layers=student_layers,
         teacher_layers=teacher_layers,
         **{"label_smoothing": recipe.label_smoothing} | options,
-    ).train()
-    step = DistillStep(distiller, recipe)
+    )
+    return run(
+        distiller,
+        train,
+        recipe,
+        test=test,
+        name=name or (method if isinstance(method, str) else method.__name__),
+        checkpoint=checkpoint,
+        resume=resume,
+        observer=observer,
+        cuda_graphs=cuda_graphs,
+        task=options.get("task"),
+    )
+
+
+def run(
+    distiller: Distiller,
+    train: Any,
+    recipe: Recipe,
+    *,
+    name: str,
+    test: Any = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    cuda_graphs: bool | None = None,
+    task: Any = None,
+) -> list[dict[str, float]]:
+    """Train a distiller in place and return its history; see `distill`. `task`: the distiller's, if it is custom."""
+    student = distiller.student.model
+    step = DistillStep(distiller.train(), recipe)
     history = fit(
         graphed(step, next(student.parameters()).device, observer or Observer(), cuda_graphs),
         train,
         recipe.scheduler(step.optimizer, len(train)),
         recipe.epochs,
-        name=name or (method if isinstance(method, str) else method.__name__),
-        evaluate=after_epochs(step.result, test, options.get("task")),
+        name=name,
+        evaluate=after_epochs(step.result, test, task),
         checkpoint=checkpoint,
         resume=resume,
         observer=observer,

@@ -15,6 +15,7 @@ from distpro.checks import NO_FILES
 from distpro.config import Filled
 from distpro.console import Console
 from distpro.data import Loader, ProgressiveResizing, Split, create_dataset, holdout, with_eval_split
+from distpro.distance_search import check_choice
 from distpro.distiller import Distiller
 from distpro.env import emulates_bfloat16, find_device
 from distpro.errors import UserError, flag
@@ -107,6 +108,8 @@ class Job:
         self.student_loader = self._student_loader()
         if "distpro" in self.methods and config.process in ("search", "online"):  # fail before training a teacher
             normaliser(config.normalisation, self.pathways, torch.zeros(()))
+            if config.search_by == "distance":
+                check_choice(self.pathways)
             train, validation = self.search_splits()
             self.train_loader(train)
             self.validation_loader(validation)

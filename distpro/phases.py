@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from distpro import parallel
+from distpro.distance_search import search_by_distance
 from distpro.distillation import distill
 from distpro.features import Teacher
 from distpro.gradient_search import search_by_gradient
@@ -91,6 +92,8 @@ def search(job: Job) -> Process:
         return Process.load(path).reordered(job.pathways)
     if config.search_by == "trials":
         process = _by_trials(job)
+    elif config.search_by == "distance":
+        process = _by_distance(job)
     else:
         student = job.network(config.student, "student")  # thrown away
         process = _by_gradient(job, student, config.search_recipe(), checkpoint=job.folder / "search.pt")
@@ -111,6 +114,23 @@ def _by_trials(job: Job) -> Process:
         seeds=range(config.seed, config.seed + config.trial_seeds),
         record=job.folder / "trials.json",
         facts=_facts(job, config.search_epochs) | {"hypergradient": "none: trials"},
+        **job.shared(),
+        **job.options("distpro", None),
+    )
+
+
+def _by_distance(job: Job) -> Process:
+    config = job.config
+    train, validation = job.search_splits()
+    return search_by_distance(
+        job.network(config.student, "student"),  # thrown away
+        job.teacher,
+        job.train_loader(train),
+        job.test_loader(validation),
+        config.student_recipe(config.search_epochs),
+        facts=_facts(job, config.search_epochs) | {"hypergradient": "none: distances"},
+        checkpoint=job.folder / "search.pt",
+        resume=config.resume,
         **job.shared(),
         **job.options("distpro", None),
     )

@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distpro import UserError, distill, parallel
 from distpro.data import create_dataset
+from distpro.distance_search import distances
 from distpro.distillation import DistillStep
 from distpro.distiller import Distiller
 from distpro.loop import fit
@@ -64,6 +65,11 @@ def distilled(method):
     return left_by(step, [student, distiller.method, step.average])
 
 
+def compared():
+    distiller = Distiller(*pair(), image=IMAGE, transforms="AE")
+    return {"distances": distances(distiller, Doubles(create_dataset("digits").test, 5 * BATCH - 3, False))}
+
+
 def wrapped(ddp):
     """What is left by torch's DistributedDataParallel around a distiller that drops pathways, or by the step here."""
     student, teacher = pair()
@@ -102,6 +108,7 @@ if __name__ == "__main__":
     parallel.begin(torch.device("cpu"))
     results = {name: searched(name) for name in ("exact", "finite-difference")}
     results |= {name: distilled(name) for name in ("none", "distpro", "reviewkd")}
+    results["distances"] = compared()
     if parallel.world_size() > 1:
         results |= {"ddp": wrapped(True), "step": wrapped(False), "of its own": of_its_own()}
     torch.save(results, sys.argv[1] + str(parallel.rank()))

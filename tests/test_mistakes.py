@@ -65,6 +65,13 @@ from distpro.search_step import HYPERGRADIENTS
         (["--tau", "1", "--search-by", "trials"], "--tau only applies to a search by gradient"),
         (["--literal-xi", "True", "--search-by", "trials"], "--literal-xi only applies to a search by gradient"),
         (["--val-ema", "0.9", "--search-by", "trials"], "--val-ema only applies to a search by gradient"),
+        (["--tau", "1", "--search-by", "distance"], "--tau only applies to a search by gradient"),
+        (["--trial-seeds", "2", "--search-by", "distance"], "--trial-seeds only applies to a search by trials"),
+        (["--search-by", "distance", "--logit-pathways", "KD"], "compares feature maps, and logits-KD has none"),
+        (
+            ["--search-by", "distance", "--pathways", "same"],
+            "needs two pathways or more to one of the teacher's stages",
+        ),
         (["--val-ema", "1"], "--val-ema must be 0 or more and below 1, got 1.0"),
         (
             ["--normalisation", "stage-softmax", "--logit-pathways", "KD"],
@@ -76,6 +83,7 @@ from distpro.search_step import HYPERGRADIENTS
         (["--process", "online", "--ema", "0.9"], "--ema is not supported with --process online"),
         (["--process", "online", "--trial-seeds", "3"], "--trial-seeds is not supported with --process online"),
         (["--process", "online", "--search-by", "trials"], "--search-by trials is not supported with --process online"),
+        (["--process", "online", "--search-by", "distance"], "--search-by distance is not supported with --process"),
         (["--teacher", "zoo:cifar100/wrn_16_2", "--teacher-pretrained"], "are mutually exclusive"),
         (
             ["--teacher", "drawn_networks:of_5", "--teacher-pretrained"],

@@ -49,7 +49,7 @@ def left(tmp_path_factory):
     return [torch.load(folder / name) for name in ("one-0", "two-0", "two-1")]
 
 
-@pytest.mark.parametrize("what", ["exact", "finite-difference", "none", "distpro", "reviewkd"])
+@pytest.mark.parametrize("what", ["exact", "finite-difference", "none", "distpro", "reviewkd", "distances"])
 def test_two_processes_are_one(left, what):
     one, *two = (values[what] for values in left)
     for key, value in one.items():
