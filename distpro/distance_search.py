@@ -76,7 +76,7 @@ def search_by_distance(
     facts = {
         **(facts or {}),
         "seconds": round(sum(row["seconds"] for row in rows), 2),
-        "distances": {p.name: round(value, 4) for p, value in zip(pathways, found, strict=True)},
+        "distances": {p.name: float(f"{value:.5g}") for p, value in zip(pathways, found, strict=True)},
     }
     return chosen(pathways, closest(pathways, found), facts)
 

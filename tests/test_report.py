@@ -235,3 +235,22 @@ def test_numbers_read_well():
     ]  # fmt: skip
     assert [quantity(n) for n in (78_330, 2_255_156, 12)] == ["78.3 k", "2.26 M", "12"]
     assert [signed(d, 1) for d in (0.3, -0.4, -0.04)] == ["+0.3", "\N{MINUS SIGN}0.4", "±0.0"]
+
+
+def test_distances_say_why_pathways_are_kept(tmp_path):
+    pathways = all_pathways(2, 3, "A", "review")  # t1 from s1, s2, s3; t2 from s2, s3
+    distances = {"t1-s1-A": 0.3, "t1-s2-A": 0.2, "t1-s3-A": 0.25, "t2-s2-A": 8.0, "t2-s3-A": 10.008}
+    found = Process(torch.ones(1, 5), pathways, facts={"distances": distances, "seconds": 2.0})
+    write_report(tmp_path / "report.html", {**FULL, "process": found, "search": found.facts})
+    text = (tmp_path / "report.html").read_text()
+    Page(text)
+    lines = re.findall(r"<tr>(.*?)</tr>", text[text.index("Why these pathways") :])
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line) for line in lines[:3]]
+    assert cells == [
+        ["", "student stage 1, A", "student stage 2, A", "student stage 3, A"],
+        ["teacher stage 1", "1.500", "<b>1.000</b>", "1.250"],
+        ["teacher stage 2", "", "<b>1.000</b>", "1.251"],
+    ]
+    assert "0.25" not in text[text.index("<h3>Search</h3>") :].split("</section>")[0]  # once is enough
+    write_report(tmp_path / "report.html", FULL)
+    assert "Why these pathways" not in (tmp_path / "report.html").read_text()

@@ -70,7 +70,7 @@ def page(result: Mapping[str, Any]) -> str:
         "Teacher": teacher,
         "Student": student,
         "Data": result.get("dataset"),
-        "Search": result.get("search"),
+        "Search": {key: value for key, value in (result.get("search") or {}).items() if key != "distances"},
     }
     known = [f"<section><h3>{name}</h3>{_facts(facts)}</section>" for name, facts in groups.items() if facts]
     if known:
@@ -141,7 +141,7 @@ def _process(process: Process) -> str:
     columns = {"Start": 0, "Middle": len(times) // 2, "End": -1} if moments > 1 else {"At all times": 0}
     tables = "".join(_moment(process, weights[i], name) for name, i in columns.items())
     figures = _figures("process", plot_process(process), plot_process(process, narrow=True), caption)
-    return f"{figures}<div class='side moments'>{tables}</div>{_dropped(times, weights)}"
+    return f"{figures}<div class='side moments'>{tables}</div>{_dropped(times, weights)}{_distances(process)}"
 
 
 def _moment(process: Process, weights: np.ndarray, name: str) -> str:
@@ -170,6 +170,27 @@ def _dropped(times: np.ndarray, weights: np.ndarray) -> str:
     head = ["share of the training", *(escape(f"{100 * times[i]:.0f} %") for i in quarters), "on average"]
     body = ["pathways dropped", *(escape(f"{value:.0f} %") for value in (*share[quarters], share.mean()))]
     return f"<h3 class='apart'>Dropped pathways: they cost nothing</h3>{_table(head, [body])}"
+
+
+def _distances(process: Process) -> str:
+    """What a search by distance measured: a row per teacher stage, a column per student stage and transform."""
+    found = process.facts.get("distances")
+    if not found:
+        return ""
+    columns = sorted({(pathway.student, pathway.transform) for pathway in process.pathways})
+    body = []
+    for stage in sorted({pathway.teacher for pathway in process.pathways}):
+        mine = {(p.student, p.transform): found[p.name] for p in process.pathways if p.teacher == stage}
+        kept = min(mine, key=mine.__getitem__)
+        cells = {at: decimal(value / (mine[kept] or 1), 3) for at, value in mine.items()}
+        cells[kept] = f"<b>{cells[kept]}</b>"
+        body.append([f"teacher stage {stage}", *(cells.get(at, "") for at in columns)])
+    head = ["", *(f"student stage {student}, {transform}" for student, transform in columns)]
+    text = (
+        "Distance on held-out images after a training with uniform weights, in multiples of the least in its row. "
+        "Each stage of the teacher keeps the closest."
+    )
+    return f"<h3 class='apart'>Why these pathways</h3>{_table(head, body)}<p class='note'>{text}</p>"
 
 
 def _curves(rows: Sequence[Row], measured: str) -> str:
