@@ -87,7 +87,10 @@ def check_choice(pathways: Sequence[Pathway]) -> None:
     if logits:
         raise UserError(f"a search by distance compares feature maps, and {logits} has none: take --search-by trials")
     if len({p.teacher for p in pathways}) == len(pathways):
-        raise UserError("a search by distance needs two pathways or more to one of the teacher's stages")
+        raise UserError(
+            "a search by distance has nothing to choose where each of the teacher's stages has one pathway: take "
+            "--process uniform"
+        )
 
 
 @torch.no_grad()

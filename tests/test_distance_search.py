@@ -92,7 +92,7 @@ def test_what_is_measured_after_the_training_is_kept(monkeypatch):
     ("pathways", "sentence"),
     [
         (all_pathways(3, 3, "A", logits=("KD",)), "compares feature maps, and logits-KD has none"),
-        ([Pathway(1, 1, "A"), Pathway(2, 2, "A")], "needs two pathways or more to one of the teacher's stages"),
+        ([Pathway(1, 1, "A"), Pathway(2, 2, "A")], "has nothing to choose where each of the teacher's"),
     ],
 )
 def test_where_distances_decide_nothing_it_is_refused(pathways, sentence):

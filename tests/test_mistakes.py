@@ -70,7 +70,7 @@ from distpro.search_step import HYPERGRADIENTS
         (["--search-by", "distance", "--logit-pathways", "KD"], "compares feature maps, and logits-KD has none"),
         (
             ["--search-by", "distance", "--pathways", "same"],
-            "needs two pathways or more to one of the teacher's stages",
+            "has nothing to choose where each of the teacher's",
         ),
         (["--val-ema", "1"], "--val-ema must be 0 or more and below 1, got 1.0"),
         (
