@@ -76,9 +76,14 @@ def table(title):
     return [[cell.strip() for cell in line.replace("*", "").strip("|").split("|")] for line in lines]
 
 
+def label_of(pair):
+    """The label in a CSV of a pair such as "ResNet56 (66.4) -> ResNet20"."""
+    return "-".join(re.sub(r" \(.*\)", "", network).lower().replace("-", "_") for network in pair.split(" -> "))
+
+
 def rows_of(pair):
-    """The CSV of a pair such as "ResNet56 (66.4) -> ResNet20", and the labels of its rows there."""
-    label = "-".join(re.sub(r" \(.*\)", "", network).lower().replace("-", "_") for network in pair.split(" -> "))
+    """The CSV of a pair, and the labels of its rows there."""
+    label = label_of(pair)
     return ("short.csv", {}) if label == "resnet56-resnet20" else ("pairs.csv", {"pair": label})
 
 
@@ -106,6 +111,17 @@ def test_what_a_search_by_gradient_gains_is_what_was_measured():
         by_trials = measured(name, **labels, method="searched by trials 6" if labels else "searched by trials")
         assert trials == mean(by_trials.values(), "deviation")
         assert lead == with_interval(difference(found[1], found[0]))
+
+
+@pytest.mark.parametrize("row", table("CIFAR-100, top-1, seed 0"), ids=lambda row: row[0])
+def test_what_a_search_by_distance_gains_is_what_was_measured(row):
+    pair, *cells = row
+    label = label_of(pair)
+    weight = "6" if label == "resnet56-wrn_16_1" else "20"
+    methods = (f"uniform {weight}", f"reviewkd {weight}", "searched by distance 6")
+    uniform, reviewkd, ours = (measured("distance.csv", pair=label, method=method)["0"] for method in methods)
+    for cell, value in zip(cells, (uniform, reviewkd, ours, ours - uniform), strict=True):
+        assert float(cell) == pytest.approx(value, abs=0.051)
 
 
 def test_how_the_lead_shrinks_is_what_was_measured():
