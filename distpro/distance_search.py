@@ -27,7 +27,6 @@ from distpro.pathways import Pathway
 from distpro.precision import to_device
 from distpro.process import Process
 from distpro.recipe import Recipe
-from distpro.trials import chosen
 
 
 def search_by_distance(
@@ -78,7 +77,7 @@ def search_by_distance(
         "seconds": round(sum(row["seconds"] for row in rows), 2),
         "distances": {p.name: float(f"{value:.5g}") for p, value in zip(pathways, found, strict=True)},
     }
-    return chosen(pathways, closest(pathways, found), facts)
+    return Process.keeping(closest(pathways, found), pathways, facts=facts)
 
 
 def check_choice(pathways: Sequence[Pathway]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "distpro.process", 1
 TAU = 0.5  # the paper's threshold, section 3.4
+DROPPED = -20.0  # z of a pathway that is dropped for good: negligible in a softmax, and below tau
 
 # The fraction of a training over which feature losses ramp up from 0 to full weight: the 20 of 240 epochs of
 # ReviewKD's recipe, kept relative so that short trainings reach it. The first gradients of untrained transforms are
@@ -109,6 +110,13 @@ class Process:
     def uniform(cls, pathways: Sequence[Pathway | str]) -> Process:
         """Return a process of weight 1 / P for every pathway at every moment: the paper's "equally weighted"."""
         return cls.constant(torch.ones(len(pathways)), pathways, normalisation="softmax")
+
+    @classmethod
+    def keeping(cls, kept: Sequence[int], pathways: Sequence[Pathway | str], **options: Any) -> Process:
+        """Return a process in which the pathways `kept`, by index, share the weight evenly and others are dropped."""
+        z = torch.full((len(pathways),), DROPPED)
+        z[list(kept)] = 1.0
+        return cls.constant(z, pathways, normalisation="softmax", **options)
 
     def final(self) -> Process:
         """Return a process with the last values at every moment: the paper's "use alpha_T"."""

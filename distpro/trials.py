@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from distpro import parallel
@@ -26,8 +25,6 @@ from distpro.pathways import Pathway
 from distpro.process import Process
 from distpro.recipe import Recipe
 
-DROPPED = -20.0  # z of a pathway that is not kept: negligible in the softmax, and below tau
-
 
 class Trial(NamedTuple):
     """One short training: the pathways kept, the seed of the initial weights, and the result."""
@@ -36,13 +33,6 @@ class Trial(NamedTuple):
     seed: int
     top1: float
     seconds: float
-
-
-def chosen(pathways: Sequence[Pathway], kept: Sequence[int], facts: dict[str, Any] | None = None) -> Process:
-    """Return a constant process in which the pathways `kept` share the weight evenly and the others are dropped."""
-    z = torch.full((len(pathways),), DROPPED)
-    z[list(kept)] = 1.0
-    return Process.constant(z, pathways, normalisation="softmax", facts=facts)
 
 
 def by_depth(pathway: Pathway) -> str:
@@ -111,7 +101,7 @@ def search_by_trials(
             teacher,
             train,
             recipe,
-            process=chosen(paths, kept),
+            process=Process.keeping(kept, paths),
             test=validation,
             image=shape,
             name=f"trial {len(known) + 1}",
@@ -136,7 +126,8 @@ def search_by_trials(
         worth |= seen
     results = [{"kinds": sorted(kinds), "top1": round(value, 2)} for kinds, value in worth.items()]
     seconds = round(sum(trial.seconds for trial in known), 2)
-    return chosen(paths, kept, {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": results})
+    facts = {**(facts or {}), "trials": len(known), "seconds": seconds, "top-1 of trials": results}
+    return Process.keeping(kept, paths, facts=facts)
 
 
 def stepwise(

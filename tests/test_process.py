@@ -80,6 +80,15 @@ def test_uniform_constant_and_final():
     assert torch.equal(final.at(0.0), ramp().at(1.0))
 
 
+def test_those_kept_share_the_weight(tmp_path):
+    process = Process.keeping((1, 3), PATHS, facts={"why": "x"})
+    assert process.at(0.5).tolist() == [0, pytest.approx(0.5, abs=1e-6), 0, pytest.approx(0.5, abs=1e-6)]
+    process.save(tmp_path / "p.safetensors")
+    again = Process.load(tmp_path / "p.safetensors")
+    assert torch.equal(again.at(0.5), process.at(0.5))
+    assert again.facts == {"why": "x"}
+
+
 def test_save_and_load(tmp_path):
     process = ramp(tau=0.5, normalisation="softmax", facts={"teacher": "wrn_40_2", "epochs": 40})
     process.save(tmp_path / "p.safetensors")

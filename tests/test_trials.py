@@ -11,7 +11,7 @@ from distpro import Process, Recipe
 from distpro.errors import UserError
 from distpro.models import create_model
 from distpro.pathways import Pathway, all_pathways
-from distpro.trials import by_depth, chosen, search_by_trials, stepwise
+from distpro.trials import by_depth, search_by_trials, stepwise
 
 PATHS = all_pathways(4, 4, "AB", logits=("KD",))
 
@@ -112,13 +112,6 @@ def test_one_pathway_is_nothing_to_choose_from(planted, monkeypatch):
     planted.gain = lambda p: 0.0
     monkeypatch.setattr("test_trials.PATHS", (Pathway(0, 0, "KD"), Pathway(0, 0, "DKD")))
     assert len(search(transforms="", logit_pathways=["KD", "DKD"]).pathways) == 2
-
-
-def test_a_chosen_process_drops_the_rest(tmp_path):
-    process = chosen(PATHS, (1, 7))
-    assert process.at(0.5).nonzero().flatten().tolist() == [1, 7]
-    process.save(tmp_path / "p.safetensors")
-    assert torch.equal(Process.load(tmp_path / "p.safetensors").at(0.5), process.at(0.5))
 
 
 @pytest.mark.slow
