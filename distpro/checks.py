@@ -131,6 +131,8 @@ def _uses(filled: Any) -> None:
             if search != filled.search_by
             for name in names
         }
+    elif filled.process == "uniform":
+        unused = {"tau": "does nothing with --process uniform, whose weights are all alike"}
     else:
         return
     for name, why in unused.items():

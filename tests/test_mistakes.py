@@ -77,6 +77,7 @@ from distpro.search_step import HYPERGRADIENTS
             ["--normalisation", "stage-softmax", "--logit-pathways", "KD"],
             "normalisation stage-softmax gives every teacher stage the same weight",
         ),
+        (["--tau", "0.7", "--process", "uniform"], "--tau does nothing with --process uniform"),
         (["--trial-seeds", "2"], "--trial-seeds only applies to a search by trials"),
         (["--loader", "synthetic"], "data set 'digits' is not read by a loader"),
         (["--method", "reviewk"], "unknown method 'reviewk': did you mean 'reviewkd'"),
