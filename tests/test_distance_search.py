@@ -103,17 +103,8 @@ def test_where_distances_decide_nothing_it_is_refused(pathways, sentence):
 
 @pytest.mark.slow
 def test_as_a_job(tmp_path):
-    words = [
-        *SHORT,
-        "--method",
-        "distpro",
-        "--search-by",
-        "distance",
-        "--transforms",
-        "AE",
-        "--output",
-        tmp_path / "out",
-    ]
+    words = [*SHORT, "--method", "distpro", "--search-by", "distance", "--transforms", "AE"]
+    words += ["--output", tmp_path / "out"]
     done = run(*words)
     assert done.returncode == 0, done.stderr
     process = Process.load(tmp_path / "out/process.safetensors")
