@@ -166,8 +166,12 @@ class Process:
         return len(self.z)
 
     def __repr__(self) -> str:
+        count = len(self.pathways)
+        if len(self) == 1:
+            kept = [p.name for p, weight in zip(self.pathways, self.at(0.0), strict=True) if weight]
+            return f"Process(constant, {len(kept)} of {count} pathways: {', '.join(kept)})"
         return (
-            f"Process({len(self.pathways)} pathways, {len(self)} moments, {self.normalisation}, tau={self.tau}, "
+            f"Process({count} pathways, {len(self)} moments, {self.normalisation}, tau={self.tau}, "
             f"{self.dropped_fraction():.0%} dropped)"
         )
 

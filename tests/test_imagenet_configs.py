@@ -31,6 +31,7 @@ def test_a_configuration_is_what_the_paper_says(path, photos):
     assert get_pretrained_cfg(config.teacher).has_weights
     assert config.teacher_pretrained
     assert (config.epochs, config.search_epochs, config.batch_size) == (100, 20, 512)
+    assert (config.search_by, config.normalisation, config.val_ema) == ("gradient", "biased-softmax", 0)
     assert (config.lr, config.weight_decay, config.sched) == (0.1, 1e-4, "cosine")
     half = "vit" in path.stem  # that teacher saw images normalised by 0.5
     assert (config.mean, config.std) == (((0.5,) * 3, (0.5,) * 3) if half else (MEAN, STD))

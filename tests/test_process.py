@@ -30,6 +30,11 @@ def test_linear_in_relative_time_then_normalised():
     assert torch.equal(process.raw(7.0), process.raw(1.0))
 
 
+def test_what_a_constant_process_keeps_is_told():
+    assert repr(Process.keeping([1, 2], PATHS)) == "Process(constant, 2 of 4 pathways: t1-s2-A, t2-s1-A)"
+    assert repr(ramp(tau=0.5)).startswith("Process(4 pathways, 11 moments, biased-softmax, tau=0.5, ")
+
+
 def test_the_same_process_for_any_length_of_training():
     process = ramp()
     short = [process.at(step / 9) for step in range(10)]
