@@ -88,7 +88,7 @@ def check_choice(pathways: Sequence[Pathway]) -> None:
     if len({p.teacher for p in pathways}) == len(pathways):
         raise UserError(
             "a search by distance has nothing to choose where each of the teacher's stages has one pathway: take "
-            "--process uniform"
+            "--process uniform, or --search-by gradient to weigh them"
         )
 
 

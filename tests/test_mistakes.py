@@ -74,7 +74,7 @@ from distpro.search_step import HYPERGRADIENTS
         ),
         (["--val-ema", "1"], "--val-ema must be 0 or more and below 1, got 1.0"),
         (
-            ["--normalisation", "stage-softmax", "--logit-pathways", "KD"],
+            ["--normalisation", "stage-softmax", "--logit-pathways", "KD", "--search-by", "gradient"],
             "normalisation stage-softmax gives every teacher stage the same weight",
         ),
         (["--tau", "0.7", "--process", "uniform"], "--tau does nothing with --process uniform"),
@@ -124,7 +124,7 @@ def test_a_dry_run_checks_and_tells_every_value(tmp_path, capsys, monkeypatch):
     distpro.train.main()
     told = yaml.safe_load(capsys.readouterr().out)
     assert told == distpro.flags.parse([*words[1:3], *words[4:]]).plain()
-    assert (told["epochs"], told["lr"], told["search_epochs"]) == (7, 0.05, 3)
+    assert (told["epochs"], told["lr"], told["search_epochs"]) == (7, 0.05, 2)
     assert not (tmp_path / "out").exists()
     assert "larger than" in mistake("--dry-run", "--batch-size", "5000")
     (tmp_path / "out").mkdir()
