@@ -2,8 +2,10 @@
 
 One student trains with all pathways at equal weights. Then each stage of the teacher keeps the pathway whose
 transformed student map is closest to it on held-out images: a stage that cannot show what the teacher's shows is not
-made to try. Unlike a gradient a step ahead (`distpro.gradient_search`) this becomes clearer with every epoch, and it
-takes one short training where a search by trials (`distpro.trials`) takes eight.
+made to try. Those kept are weighted by the inverse root of their distances: the scale of a teacher's maps differs
+20-fold between its stages, and says nothing of their worth. Unlike a gradient a step ahead
+(`distpro.gradient_search`) this becomes clearer with every epoch, and it takes one short training where a search by
+trials (`distpro.trials`) takes eight.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def search_by_distance(
     cuda_graphs: bool | None = None,
     **options: Any,
 ) -> Process:
-    """Search a constant process: for each stage of the teacher the pathway of the least distance, at equal weights.
+    """Search a constant process: for each stage of the teacher the pathway of the least distance d, weighted by d^-0.5.
 
     The student is trained along the way, and usually discarded.
 
@@ -77,7 +79,8 @@ def search_by_distance(
         "seconds": round(sum(row["seconds"] for row in rows), 2),
         "distances": {p.name: float(f"{value:.5g}") for p, value in zip(pathways, found, strict=True)},
     }
-    return Process.keeping(closest(pathways, found), pathways, facts=facts)
+    kept = closest(pathways, found)
+    return Process.keeping(kept, pathways, shares(kept, found), facts=facts)
 
 
 def check_choice(pathways: Sequence[Pathway]) -> None:
@@ -118,3 +121,9 @@ def closest(pathways: Sequence[Pathway], found: Sequence[float]) -> list[int]:
     """Return for each of the teacher's stages the index of the pathway of the least distance."""
     stages = sorted({p.teacher for p in pathways})
     return [min((i for i, p in enumerate(pathways) if p.teacher == stage), key=found.__getitem__) for stage in stages]
+
+
+def shares(kept: Sequence[int], found: Sequence[float]) -> list[float]:
+    """Return the relative weight of each pathway kept, by index, from the distances of all."""
+    least = 1e-6 * max(found[i] for i in kept) or 1.0  # of a map that is met exactly
+    return [max(found[i], least) ** -0.5 for i in kept]

@@ -112,10 +112,21 @@ class Process:
         return cls.constant(torch.ones(len(pathways)), pathways, normalisation="softmax")
 
     @classmethod
-    def keeping(cls, kept: Sequence[int], pathways: Sequence[Pathway | str], **options: Any) -> Process:
-        """Return a process in which the pathways `kept`, by index, share the weight evenly and others are dropped."""
+    def keeping(
+        cls,
+        kept: Sequence[int],
+        pathways: Sequence[Pathway | str],
+        shares: Sequence[float] | None = None,
+        **options: Any,
+    ) -> Process:
+        """Return a process in which the pathways `kept`, by index, share the weight and others are dropped.
+
+        shares: their positive weights, up to a factor; evenly if None.
+        """
         z = torch.full((len(pathways),), DROPPED)
         z[list(kept)] = 1.0
+        if shares is not None:
+            z[list(kept)] += (torch.tensor(shares, dtype=torch.float64) / min(shares)).log().float()
         return cls.constant(z, pathways, normalisation="softmax", **options)
 
     def final(self) -> Process:

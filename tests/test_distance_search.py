@@ -9,7 +9,7 @@ from commands import SHORT, run
 
 import distpro.distance_search
 from distpro import Distiller, Process, Recipe, search_by_distance
-from distpro.distance_search import check_choice, closest, distances
+from distpro.distance_search import check_choice, closest, distances, shares
 from distpro.errors import UserError
 from distpro.models import create_model
 from distpro.ops import reference
@@ -67,7 +67,7 @@ def test_what_is_measured_after_the_training_is_kept(monkeypatch):
     """With planted distances: the training is a real one, of uniform weights."""
     student, teacher = pair()
     before = [p.clone() for p in student.parameters()]
-    planted = torch.arange(9.0).roll(4)  # of t1-s1, t1-s2, ...: 5 6 7 8 0 1 2 3 4
+    planted = torch.arange(1.0, 10.0).roll(4)  # of t1-s1, t1-s2, ...: 6 7 8 9 1 2 3 4 5
 
     def measured(distiller, loader):
         assert loader == "validation"
@@ -80,12 +80,18 @@ def test_what_is_measured_after_the_training_is_kept(monkeypatch):
     recipe = Recipe(2, lr=0.05, ema=0.9)
     process = search_by_distance(student, teacher, [images(8)], "validation", recipe, transforms="A", facts={"pair": 1})
     kept = {p.name: w for p, w in zip(process.pathways, process.at(0.3).tolist(), strict=True) if w}
-    assert kept == dict.fromkeys(["t1-s1-A", "t2-s2-A", "t3-s1-A"], pytest.approx(1 / 3, abs=1e-6))
+    weights = {"t1-s1-A": 6**-0.5, "t2-s2-A": 1.0, "t3-s1-A": 3**-0.5}
+    assert kept == pytest.approx({name: value / sum(weights.values()) for name, value in weights.items()}, abs=1e-6)
     assert process.facts.pop("seconds") > 0
     assert process.facts == {
         "pair": 1,
         "distances": dict(zip([p.name for p in process.pathways], planted.tolist(), strict=True)),
     }
+
+
+def test_a_map_that_is_met_exactly_has_a_finite_weight():
+    assert shares([0, 2], [0.0, 5.0, 4.0]) == pytest.approx([1000 * 4**-0.5, 4**-0.5])
+    assert shares([0, 1], [0.0, 0.0]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

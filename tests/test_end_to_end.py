@@ -115,5 +115,5 @@ def test_tiny_imagenet(tmp_path):
     data = tmp_path / "tiny-imagenet-200"
     words = ["--data", data, "--train-samples", 240, "--batch-size", 16]
     z, (first, second) = same_after_two_deaths(tmp_path, *words)
-    assert (z == 1).sum() == 5  # by distance, the default: one pathway to each of the teacher's stages
+    assert (z >= 1).sum() == 5  # by distance, the default: one pathway to each of the teacher's stages
     assert float(second["train_task"]) < float(first["train_task"])  # the test loss of 240 images rises on some CPUs

@@ -86,6 +86,7 @@ def test_uniform_constant_and_final():
 
 
 def test_those_kept_share_the_weight(tmp_path):
+    assert Process.keeping([3, 0], PATHS, [1e-4, 3e-4]).at(0.3).tolist() == pytest.approx([0.75, 0, 0, 0.25], abs=1e-6)
     process = Process.keeping((1, 3), PATHS, facts={"why": "x"})
     assert process.at(0.5).tolist() == [0, pytest.approx(0.5, abs=1e-6), 0, pytest.approx(0.5, abs=1e-6)]
     process.save(tmp_path / "p.safetensors")
