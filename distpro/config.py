@@ -9,7 +9,17 @@ from typing import Any, Literal
 
 from distpro.checks import check
 from distpro.data import MEAN, STD, default_loader
-from distpro.defaults import DEFAULTS, FAST, FAST_WEIGHTS, KD_WEIGHTS, PAPER, SEARCH, SEARCH_EPOCHS, SLOW_STUDENTS
+from distpro.defaults import (
+    DEFAULTS,
+    FAST,
+    FAST_BY_DISTANCE,
+    FAST_WEIGHTS,
+    KD_WEIGHTS,
+    PAPER,
+    SEARCH,
+    SEARCH_EPOCHS,
+    SLOW_STUDENTS,
+)
 from distpro.errors import unknown
 from distpro.methods import METHODS
 from distpro.models import normalisation, plain_name
@@ -78,8 +88,8 @@ class Config:
     (a saved process), zoo:NAME (an included one) or final:FILE (its last weights throughout)."""
     kd_weight: float | None = None
     """Weight of the feature losses: of each stage in reviewkd; in distpro times the number of pathways, shared out
-    by the process. Default: 3 for digits, else the published value of the pair or 1, for 240 epochs; 6 with
-    --recipe fast on CIFAR."""
+    by the process. Default: 3 for digits, else the published value of the pair or 1, for 240 epochs; with --recipe
+    fast on CIFAR 12, or 6 unless --search-by is distance."""
     warm_up: float = WARM_UP
     """Fraction of the training over which feature losses ramp up to full weight; 0 for none, as in the paper."""
     reviewkd_weight: float | None = None
@@ -310,6 +320,8 @@ def _filled(config: Config) -> Filled:
     search_by = config.search_by or usual["search_by"]
     if search_by in SEARCH_EPOCHS:
         usual |= {"search_epochs": SEARCH_EPOCHS[search_by], **SEARCH}
+    if cifar and config.recipe == "fast" and search_by == "distance":
+        usual |= FAST_BY_DISTANCE
     if config.logit_pathways:
         usual["normalisation"] = "biased-softmax"  # by stage, logits would have the weight of a stage
     teacher, student = config.teacher or usual["teacher"], config.student or usual["student"]

@@ -82,6 +82,8 @@ FAST: dict[str, Any] = {
 # Its weights of the feature losses on CIFAR: of 2, 6 and 20, the best for the searched process on three pairs (level
 # with 2 on two) and for ReviewKD on two; the third wants 20 (RESULTS.md). Those below are for 240 epochs.
 FAST_WEIGHTS = {"kd_weight": 6.0, "reviewkd_weight": 6.0}
+# That of its search by distance, which weights small maps more: 6 had 40.4 and 12.35 had 43.3 (one seed, one pair).
+FAST_BY_DISTANCE = {"kd_weight": 12.0}
 
 # kd_weight by teacher and student, as published by ReviewKD and adopted by DistPro.
 KD_WEIGHTS = {

@@ -158,5 +158,5 @@ def test_what_the_fast_recipe_adds_is_what_was_measured():
     cosine = measured("pairs.csv", pair="wrn_16_2-wrn_16_1", method="searched by trials 6")
     ours, theirs = (mean(top1.values(), "deviation") for top1 in fast.values())
     gain = fmean(difference(fast["searched by trials 6"], cosine))
-    text = f"adds {gain:.1f} points: the searched process has {ours} with it, ReviewKD {theirs}."
+    text = f"adds {gain:.1f} points: the process of the trials has {ours} with it, ReviewKD {theirs}."
     assert text in " ".join(README.split())

@@ -262,7 +262,8 @@ def test_a_training_ends_after_so_many_steps_of_its_schedule(tmp_path):
     [
         ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20"}, (0.6, 0.6)),
         ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "recipe": "paper"}, (0.6, 0.6)),
-        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "recipe": "fast"}, (6.0, 6.0)),
+        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "recipe": "fast"}, (12.0, 6.0)),
+        ({"dataset": "cifar100", "recipe": "fast", "search_by": "trials"}, (6.0, 6.0)),
         ({"dataset": "cifar100", "recipe": "fast", "kd_weight": 2.0}, (2.0, 2.0)),
         ({"dataset": "cifar100", "recipe": "fast", "kd_weight": 2.0, "reviewkd_weight": 20.0}, (2.0, 20.0)),
         ({"dataset": "digits", "recipe": "fast"}, (3.0, 6.0)),
