@@ -155,9 +155,9 @@ class Config:
     """Fraction of the training images held out to validate the process; default: 0.2, online 0.1."""
     search_by: Literal["gradient", "trials", "distance"] | None = None
     """distance, the default: one training with all pathways, then each teacher stage keeps the pathway whose map is
-    closest to it on held-out images; trials, the default with logit pathways: short trainings with some kinds of
-    pathways, usually 8 to 10 of them, decide which to keep; gradient, that of --recipe paper: descend the validation
-    loss one step ahead (Eq. 4)."""
+    closest to it on held-out images, weighted by the inverse root of that distance; trials, the default with logit
+    pathways: short trainings with some kinds of pathways, usually 8 to 10 of them, decide which to keep; gradient,
+    that of --recipe paper: descend the validation loss one step ahead (Eq. 4)."""
     trial_seeds: int = 1
     """Trainings per choice in a search by trials, each of --search-epochs."""
     hypergradient: Literal["exact", "finite-difference"] = "exact"

@@ -247,9 +247,9 @@ def test_distances_say_why_pathways_are_kept(tmp_path):
     lines = re.findall(r"<tr>(.*?)</tr>", text[text.index("Why these pathways") :])
     cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line) for line in lines[:3]]
     assert cells == [
-        ["", "student stage 1, A", "student stage 2, A", "student stage 3, A"],
-        ["teacher stage 1", "1.500", "<b>1.000</b>", "1.250"],
-        ["teacher stage 2", "", "<b>1.000</b>", "1.251"],
+        ["", "student stage 1, A", "student stage 2, A", "student stage 3, A", "least"],
+        ["teacher stage 1", "1.500", "<b>1.000</b>", "1.250", "0.2"],
+        ["teacher stage 2", "", "<b>1.000</b>", "1.251", "8"],
     ]
     assert "0.25" not in text[text.index("<h3>Search</h3>") :].split("</section>")[0]  # once is enough
     write_report(tmp_path / "report.html", FULL)

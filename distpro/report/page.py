@@ -184,11 +184,11 @@ def _distances(process: Process) -> str:
         kept = min(mine, key=mine.__getitem__)
         cells = {at: decimal(value / (mine[kept] or 1), 3) for at, value in mine.items()}
         cells[kept] = f"<b>{cells[kept]}</b>"
-        body.append([f"teacher stage {stage}", *(cells.get(at, "") for at in columns)])
-    head = ["", *(f"student stage {student}, {transform}" for student, transform in columns)]
+        body.append([f"teacher stage {stage}", *(cells.get(at, "") for at in columns), f"{mine[kept]:.4g}"])
+    head = ["", *(f"student stage {student}, {transform}" for student, transform in columns), "least"]
     text = (
         "Distance on held-out images after a training with uniform weights, in multiples of the least in its row. "
-        "Each stage of the teacher keeps the closest."
+        "Each stage of the teacher keeps the closest, weighted by the inverse root of the least."
     )
     return f"<h3 class='apart'>Why these pathways</h3>{_table(head, body)}<p class='note'>{text}</p>"
 
