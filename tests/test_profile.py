@@ -67,7 +67,8 @@ def test_too_few_steps_are_refused():
 
 @pytest.mark.slow
 def test_the_command(tmp_path):
-    command = [sys.executable, "-m", "distpro.profile", "--method", "distpro", "--steps", "2", "--trace", "t.json"]
+    command = [sys.executable, "-m", "distpro.profile", "--method", "distpro", "--search-by", "gradient"]
+    command += ["--steps", "2", "--trace", "t.json"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     result = json.loads(run.stdout.splitlines()[-1])
     assert list(result) == ["search", "distpro"]
