@@ -3,7 +3,8 @@
 One student trains with all pathways at equal weights. Then each stage of the teacher keeps the pathway whose
 transformed student map is closest to it on held-out images: a stage that cannot show what the teacher's shows is not
 made to try. Those kept are weighted by the inverse root of their distances: the scale of a teacher's maps differs
-20-fold between its stages, and says nothing of their worth. Unlike a gradient a step ahead
+20-fold between its stages, and says nothing of their worth. Their losses start with a sum of P * kd_weight, whatever
+the scale of a teacher: one kd_weight suits many pairs. Unlike a gradient a step ahead
 (`distpro.gradient_search`) this becomes clearer with every epoch, and it takes one short training where a search by
 trials (`distpro.trials`) takes eight.
 """
@@ -48,6 +49,8 @@ def search_by_distance(
 ) -> Process:
     """Search a constant process: for each stage of the teacher the pathway of the least distance d, weighted by d^-0.5.
 
+    The weights are such that the distances, weighted, have a sum of 1: kd_weight is the scale of the feature losses.
+
     The student is trained along the way, and usually discarded.
 
     train, validation: iterables of `(x [N, C, H, W], y [N])` with a length, of disjoint images; neither may include
@@ -80,7 +83,7 @@ def search_by_distance(
         "distances": {p.name: float(f"{value:.5g}") for p, value in zip(pathways, found, strict=True)},
     }
     kept = closest(pathways, found)
-    return Process.keeping(kept, pathways, shares(kept, found), facts=facts)
+    return Process.keeping(kept, pathways, weights(kept, found), facts=facts)
 
 
 def check_choice(pathways: Sequence[Pathway]) -> None:
@@ -123,7 +126,11 @@ def closest(pathways: Sequence[Pathway], found: Sequence[float]) -> list[int]:
     return [min((i for i, p in enumerate(pathways) if p.teacher == stage), key=found.__getitem__) for stage in stages]
 
 
-def shares(kept: Sequence[int], found: Sequence[float]) -> list[float]:
-    """Return the relative weight of each pathway kept, by index, from the distances of all."""
+def weights(kept: Sequence[int], found: Sequence[float]) -> list[float]:
+    """Return the weight of each pathway kept, by index, from the distances d of all: d^-0.5, with sum(weight * d) = 1.
+
+    To first order the loss is then the sum of the roots of the distances.
+    """
     least = 1e-6 * max(found[i] for i in kept) or 1.0  # of a map that is met exactly
-    return [max(found[i], least) ** -0.5 for i in kept]
+    roots = [max(found[i], least) ** 0.5 for i in kept]
+    return [1 / (root * sum(roots)) for root in roots]

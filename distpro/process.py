@@ -40,8 +40,9 @@ def _stage_softmax(z: Tensor, same: Tensor) -> Tensor:
     return (z - log_sums).exp() / same.sum(-1).reciprocal().sum()
 
 
-# From z ("alpha tilde", `[..., P]`) to the weights a. The first five are Table 7's; g = 1 is the bias of Eq. 2. In the
-# last, every teacher stage has the same weight in all. `same` [P, P] is 1 where two pathways have one teacher stage.
+# From z ("alpha tilde", `[..., P]`) to the weights a. The first five are Table 7's; g = 1 is the bias of Eq. 2. In
+# "stage-softmax" every teacher stage has the same weight in all; `same` [P, P] is 1 where two pathways have one teacher
+# stage. "none" is for weights that are known, not learned: z are the weights.
 NORMALISATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "biased-softmax": lambda z, same: torch.cat([z, torch.ones_like(z[..., :1])], -1).softmax(-1)[..., :-1],
     "softmax": lambda z, same: z.softmax(-1),
@@ -49,6 +50,7 @@ NORMALISATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": lambda z, same: z / z.abs().sum(-1, keepdim=True),
     "sigmoid": lambda z, same: z.sigmoid(),
     "stage-softmax": _stage_softmax,
+    "none": lambda z, same: z,
 }
 
 
@@ -116,17 +118,19 @@ class Process:
         cls,
         kept: Sequence[int],
         pathways: Sequence[Pathway | str],
-        shares: Sequence[float] | None = None,
+        weights: Sequence[float] | None = None,
         **options: Any,
     ) -> Process:
-        """Return a process in which the pathways `kept`, by index, share the weight and others are dropped.
+        """Return a constant process of the pathways `kept`, by index, and no others.
 
-        shares: their positive weights, up to a factor; evenly if None.
+        weights: of those kept, positive; if None, they share a sum of 1 evenly.
         """
+        if weights is not None:
+            z = torch.zeros(len(pathways))
+            z[list(kept)] = torch.tensor(weights)
+            return cls.constant(z, pathways, normalisation="none", tau=0.0, **options)
         z = torch.full((len(pathways),), DROPPED)
         z[list(kept)] = 1.0
-        if shares is not None:
-            z[list(kept)] += (torch.tensor(shares, dtype=torch.float64) / min(shares)).log().float()
         return cls.constant(z, pathways, normalisation="softmax", **options)
 
     def final(self) -> Process:
