@@ -8,6 +8,7 @@ stages have a mean of 1. What follows it are flags of distpro.train, `--method r
 from __future__ import annotations
 
 import sys
+
 import torch
 
 from distpro.errors import run_command

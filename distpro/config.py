@@ -10,9 +10,9 @@ from typing import Any, Literal
 from distpro.checks import check
 from distpro.data import MEAN, STD, default_loader
 from distpro.defaults import (
+    BY_DISTANCE,
     DEFAULTS,
     FAST,
-    FAST_BY_DISTANCE,
     FAST_WEIGHTS,
     KD_WEIGHTS,
     PAPER,
@@ -88,8 +88,8 @@ class Config:
     (a saved process), zoo:NAME (an included one) or final:FILE (its last weights throughout)."""
     kd_weight: float | None = None
     """Weight of the feature losses: of each stage in reviewkd; in distpro times the number of pathways, shared out
-    by the process. Default: 3 for digits, else the published value of the pair or 1, for 240 epochs; with --recipe
-    fast on CIFAR 12, or 6 unless --search-by is distance."""
+    by the process. Default: 3 for digits, 6 with --recipe fast on CIFAR; else 1 for a search by distance, whose
+    weights are to scale, or the published value of the pair, for 240 epochs, or 1."""
     warm_up: float = WARM_UP
     """Fraction of the training over which feature losses ramp up to full weight; 0 for none, as in the paper."""
     reviewkd_weight: float | None = None
@@ -320,8 +320,6 @@ def _filled(config: Config) -> Filled:
     search_by = config.search_by or usual["search_by"]
     if search_by in SEARCH_EPOCHS:
         usual |= {"search_epochs": SEARCH_EPOCHS[search_by], **SEARCH}
-    if cifar and config.recipe == "fast" and search_by == "distance":
-        usual |= FAST_BY_DISTANCE
     if config.logit_pathways:
         usual["normalisation"] = "biased-softmax"  # by stage, logits would have the weight of a stage
     teacher, student = config.teacher or usual["teacher"], config.student or usual["student"]
@@ -330,10 +328,12 @@ def _filled(config: Config) -> Filled:
         usual["loader"] = config.loader or default_loader()
     if cifar and plain_name(student) in SLOW_STUDENTS:
         usual["lr"] = 0.02
-    usual.setdefault("kd_weight", KD_WEIGHTS.get((plain_name(teacher), plain_name(student)), 1.0))
+    published = KD_WEIGHTS.get((plain_name(teacher), plain_name(student)), 1.0)
+    to_scale = search_by == "distance" and config.process != "uniform"
+    usual.setdefault("kd_weight", BY_DISTANCE if to_scale else published)
+    usual.setdefault("reviewkd_weight", published)
     if config.kd_weight is not None:
         usual["reviewkd_weight"] = config.kd_weight
-    usual.setdefault("reviewkd_weight", usual["kd_weight"])
     return Filled(**usual | {name: value for name, value in vars(config).items() if value is not None})
 
 

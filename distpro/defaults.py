@@ -82,8 +82,10 @@ FAST: dict[str, Any] = {
 # Its weights of the feature losses on CIFAR: of 2, 6 and 20, the best for the searched process on three pairs (level
 # with 2 on two) and for ReviewKD on two; the third wants 20 (RESULTS.md). Those below are for 240 epochs.
 FAST_WEIGHTS = {"kd_weight": 6.0, "reviewkd_weight": 6.0}
-# That of its search by distance, which weights small maps more: 6 had 40.4 and 12.35 had 43.3 (one seed, one pair).
-FAST_BY_DISTANCE = {"kd_weight": 12.0}
+# Otherwise that of a search by distance, whose weights are to the scale of the maps, so that one value does for all
+# pairs: with 1, four pathways of sixteen start with losses of 16 in all. The published ones below come to about 16 with
+# WRNs and 6 with ResNet56 (their stages' distances after two epochs).
+BY_DISTANCE = 1.0
 
 # kd_weight by teacher and student, as published by ReviewKD and adopted by DistPro.
 KD_WEIGHTS = {

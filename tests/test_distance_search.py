@@ -9,7 +9,7 @@ from commands import SHORT, run
 
 import distpro.distance_search
 from distpro import Distiller, Process, Recipe, search_by_distance
-from distpro.distance_search import check_choice, closest, distances, shares
+from distpro.distance_search import check_choice, closest, distances, weights
 from distpro.errors import UserError
 from distpro.models import create_model
 from distpro.ops import reference
@@ -80,8 +80,8 @@ def test_what_is_measured_after_the_training_is_kept(monkeypatch):
     recipe = Recipe(2, lr=0.05, ema=0.9)
     process = search_by_distance(student, teacher, [images(8)], "validation", recipe, transforms="A", facts={"pair": 1})
     kept = {p.name: w for p, w in zip(process.pathways, process.at(0.3).tolist(), strict=True) if w}
-    weights = {"t1-s1-A": 6**-0.5, "t2-s2-A": 1.0, "t3-s1-A": 3**-0.5}
-    assert kept == pytest.approx({name: value / sum(weights.values()) for name, value in weights.items()}, abs=1e-6)
+    roots = {"t1-s1-A": 6**0.5, "t2-s2-A": 1.0, "t3-s1-A": 3**0.5}
+    assert kept == pytest.approx({name: 1 / (root * sum(roots.values())) for name, root in roots.items()})
     assert process.facts.pop("seconds") > 0
     assert process.facts == {
         "pair": 1,
@@ -90,8 +90,8 @@ def test_what_is_measured_after_the_training_is_kept(monkeypatch):
 
 
 def test_a_map_that_is_met_exactly_has_a_finite_weight():
-    assert shares([0, 2], [0.0, 5.0, 4.0]) == pytest.approx([1000 * 4**-0.5, 4**-0.5])
-    assert shares([0, 1], [0.0, 0.0]) == [1.0, 1.0]
+    assert weights([0, 2], [0.0, 5.0, 4.0]) == pytest.approx([1 / (0.002 * 2.002), 1 / (2 * 2.002)])
+    assert weights([0, 1], [0.0, 0.0]) == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_table_7_and_a_softmax_for_each_teacher_stage():
         "biased-l1": z / (3.5 + 1),
         "l1": z / 3.5,
         "sigmoid": 1 / (1 + (-z).exp()),
+        "none": z,
         "stage-softmax": torch.tensor([e[0] / (e[0] + e[2]), 1, e[2] / (e[0] + e[2])]) / 2,
     }
     assert set(want) == set(NORMALISATIONS)
@@ -86,7 +87,9 @@ def test_uniform_constant_and_final():
 
 
 def test_those_kept_share_the_weight(tmp_path):
-    assert Process.keeping([3, 0], PATHS, [1e-4, 3e-4]).at(0.3).tolist() == pytest.approx([0.75, 0, 0, 0.25], abs=1e-6)
+    weighted = Process.keeping([3, 0], PATHS, [1e-4, 3.0])
+    assert weighted.at(0.3).tolist() == pytest.approx([3.0, 0, 0, 1e-4])
+    assert weighted.dropped_fraction() == 0.5
     process = Process.keeping((1, 3), PATHS, facts={"why": "x"})
     assert process.at(0.5).tolist() == [0, pytest.approx(0.5, abs=1e-6), 0, pytest.approx(0.5, abs=1e-6)]
     process.save(tmp_path / "p.safetensors")

@@ -260,9 +260,10 @@ def test_a_training_ends_after_so_many_steps_of_its_schedule(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "weights"),
     [
-        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20"}, (0.6, 0.6)),
+        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20"}, (1.0, 0.6)),
+        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "process": "uniform"}, (0.6, 0.6)),
         ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "recipe": "paper"}, (0.6, 0.6)),
-        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "recipe": "fast"}, (12.0, 6.0)),
+        ({"dataset": "cifar100", "teacher": "resnet56", "student": "resnet20", "recipe": "fast"}, (6.0, 6.0)),
         ({"dataset": "cifar100", "recipe": "fast", "search_by": "trials"}, (6.0, 6.0)),
         ({"dataset": "cifar100", "recipe": "fast", "kd_weight": 2.0}, (2.0, 2.0)),
         ({"dataset": "cifar100", "recipe": "fast", "kd_weight": 2.0, "reviewkd_weight": 20.0}, (2.0, 20.0)),
@@ -278,7 +279,7 @@ def test_the_weights_that_a_recipe_brings(flags, weights):
 @pytest.mark.parametrize("student", ["ShuffleV1", "shufflev1", "cifar:SHUFFLEV1"])
 def test_a_recipe_knows_a_network_by_any_of_its_names(student):
     filled = fill(Config(dataset="cifar100", teacher="cifar:WRN_40_2", student=student))
-    assert (filled.lr, filled.kd_weight) == (0.02, 5.0)
+    assert (filled.lr, filled.reviewkd_weight) == (0.02, 5.0)
 
 
 def test_an_unknown_schedule():
