@@ -79,13 +79,15 @@ FAST: dict[str, Any] = {
     **FOUND,
 }
 
-# Its weights of the feature losses on CIFAR: of 2, 6 and 20, the best for the searched processes on three pairs (for those
-# by trials level with 2 on two) and for ReviewKD on two; the third wants 20 (RESULTS.md). Those below are for 240 epochs.
+# Its weights of the feature losses on CIFAR: of 2, 6 and 20, the best for the searched processes on three pairs (for
+# those by trials level with 2 on two) and for ReviewKD on two; the third wants 20 (RESULTS.md). Those below are for
+# 240 epochs.
 FAST_WEIGHTS = {"kd_weight": 6.0, "reviewkd_weight": 6.0}
 
-# That of a search by distance, whose weights are to the scale of the maps, so that one value does for all pairs: with 1,
-# the losses start with a sum of 16 where 16 pathways are to choose from. With the published values below, ReviewKD's come
-# to about 16 with a WRN as the teacher and 6 with ResNet56 (by the distances after two epochs). Not measured.
+# That of a search by distance, whose weights are to the scale of the maps, so that one value does for all pairs: with
+# 1, the losses start with a sum of 16 where 16 pathways are to choose from. With the published values below,
+# ReviewKD's come to about 16 with a WRN as the teacher and 6 with ResNet56 (by the distances after two epochs). Not
+# measured.
 BY_DISTANCE = 1.0
 
 # kd_weight by teacher and student, as published by ReviewKD and adopted by DistPro.
