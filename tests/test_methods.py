@@ -1,7 +1,9 @@
 """What each method adds to the loss, and what a dropped pathway costs: nothing."""
 
 import itertools
+import runpy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +80,16 @@ def test_reviewkd_warms_up_and_compares_every_stage():
 def test_reviewkd_needs_as_many_stages():
     with pytest.raises(UserError, match="compares stage with stage"):
         Distiller(create_model("MobileNetV2", 10), create_model("resnet8", 10), image=(3, 32, 32), method="reviewkd")
+
+
+def test_the_control_weighs_reviewkd_s_stages_as_a_process_does():
+    control = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/reviewkd_weighted.py"))
+    process = Process.keeping([3, 0], ["t1-s1-E", "t2-s1-E", "t1-s2-E", "t2-s2-E"], [0.25, 0.75])
+    assert control["by_stage"](process).tolist() == [1.5, 0.5]
+    weighted = control["WeightedReviewKD"]
+    weighted.weights = torch.tensor([1.5, 0.5, 1.0, 1.0])
+    distiller, *_ = pair(weighted, kd_weight=2.0)
+    assert distiller.method.moment(1.0).weights.tolist() == [3.0, 1.0, 2.0, 2.0]
 
 
 def test_uniform_distpro_is_the_mean_of_all_pathways():
