@@ -125,6 +125,9 @@ def test_the_table_of_rows(tmp_path):
     told = "+3.00 ± 1.00 (standard error; 95 % interval \N{MINUS SIGN}9.71 to +15.71), n = 2 seeds"  # t = 12.706
     assert told in sweep_table(shifted, axes, compare)
     assert "+2.00, n = 1 seed\n" in sweep_table([row for row in ROWS if row["seed"] == 0], axes, compare)
+    assert table.endswith("Times are wall seconds (of one GPU for each run: GPU-seconds) on: X.")
+    on_cpu = [{**row, "device": "X, 1 CPU thread"} for row in ROWS]
+    assert sweep_table(on_cpu, axes, compare).endswith("Times are wall seconds on: X, 1 CPU thread.")
     write_csv(tmp_path / "rows.csv", ROWS)
     assert sweep_table(tmp_path / "rows.csv", axes, compare) == table
     figure = sweep_figure(ROWS, axes)

@@ -95,7 +95,9 @@ def sweep_table(rows: Path | Sequence[Row], axes: Sequence[str], compare: Sequen
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     differences = _differences(cells, axes, shown, compare)
     devices = sorted({str(row["device"]) for row in rows})
-    return f"{text}\n{differences}\nTimes are wall seconds on: {'; '.join(devices)}."
+    gpus = any("CPU thread" not in device for device in devices)
+    unit = " (of one GPU for each run: GPU-seconds)" if gpus else ""
+    return f"{text}\n{differences}\nTimes are wall seconds{unit} on: {'; '.join(devices)}."
 
 
 def _spread(values: Sequence[float]) -> str:
