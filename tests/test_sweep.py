@@ -139,6 +139,12 @@ def test_the_table_of_rows(tmp_path):
     ]
 
 
+def test_the_legend_has_the_methods_of_every_panel():
+    rows = [row | {"pair": {"uniform": "a-b", "searched": "c-d"}[row["method"]]} for row in ROWS]
+    (legend,) = sweep_figure(rows, ("pair", "method", "epochs")).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["uniform", "searched, without the search", "searched"]
+
+
 def test_a_figure_that_cannot_be_drawn_is_refused_before_any_run(tmp_path):
     done = subprocess.run(
         command(CONFIGS / "short.yaml", "--output", tmp_path / "out", "--figure", tmp_path / "cost.swg"),

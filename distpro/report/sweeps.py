@@ -186,5 +186,6 @@ def sweep_figure(rows: Path | Sequence[Row], axes: Sequence[str]) -> Figure:
         axis.set_xlabel(across or "seconds of training and search")
         axis.set_title(", ".join(panel))
     drawn[0].set_ylabel("top-1 after the last epoch (%)")
-    figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside right upper", labelcolor=MUTED)
+    legend = {label: line for axis in drawn for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside right upper", labelcolor=MUTED)
     return figure
