@@ -241,6 +241,10 @@ class Job:
             return None
         process = Process.load(zoo.process_file(what.removeprefix("final:"))).reordered(self.pathways)
         if self.config.tau is not None:
+            if process.normalisation == "none":
+                raise UserError(
+                    f"--tau drops pathways by their raw weight, and '{what}' has none: its weights are given"
+                )
             process = process.with_tau(self.config.tau)
         return process.final() if what.startswith("final:") else process
 

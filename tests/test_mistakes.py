@@ -78,6 +78,10 @@ from distpro.search_step import HYPERGRADIENTS
             "normalisation stage-softmax gives every teacher stage the same weight",
         ),
         (["--tau", "0.7", "--process", "uniform"], "--tau does nothing with --process uniform"),
+        (
+            ["--tau", "0.7", "--process", "zoo:cifar100/wrn_16_2-wrn_16_1-distance"],
+            "--tau drops pathways by their raw weight, and 'zoo:cifar100/wrn_16_2-wrn_16_1-distance' has none",
+        ),
         (["--trial-seeds", "2"], "--trial-seeds only applies to a search by trials"),
         (["--loader", "synthetic"], "data set 'digits' is not read by a loader"),
         (["--method", "reviewk"], "unknown method 'reviewk': did you mean 'reviewkd'"),
