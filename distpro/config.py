@@ -88,8 +88,8 @@ class Config:
     (a saved process), zoo:NAME (an included one) or final:FILE (its last weights throughout)."""
     kd_weight: float | None = None
     """Weight of the feature losses: of each stage in reviewkd; in distpro times the number of pathways, shared out
-    by the process. Default: 3 for digits, 6 with --recipe fast on CIFAR; else 1 for a search by distance, whose
-    weights are to scale, or the published value of the pair, for 240 epochs, or 1."""
+    by the process. Default: 3 for digits, 6 with --recipe fast on CIFAR; else 1 while --search-by is distance,
+    whose weights are to scale, unless the process is uniform; else the published value of the pair, or 1."""
     warm_up: float = WARM_UP
     """Fraction of the training over which feature losses ramp up to full weight; 0 for none, as in the paper."""
     reviewkd_weight: float | None = None

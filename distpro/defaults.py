@@ -84,7 +84,7 @@ FAST: dict[str, Any] = {
 # 240 epochs.
 FAST_WEIGHTS = {"kd_weight": 6.0, "reviewkd_weight": 6.0}
 
-# That of a search by distance, whose weights are to the scale of the maps, so that one value does for all pairs: with
+# That of a search by distance, whose weights are to the scale of the maps, so that one value may do for all: with
 # 1, the losses start with a sum of 16 where 16 pathways are to choose from. With the published values below,
 # ReviewKD's come to about 16 with a WRN as the teacher and 6 with ResNet56 (by the distances after two epochs). Not
 # measured.

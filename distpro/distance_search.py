@@ -4,7 +4,7 @@ One student trains with all pathways at equal weights. Then each stage of the te
 transformed student map is closest to it on held-out images: a stage that cannot show what the teacher's shows is not
 made to try. Those kept are weighted by the inverse root of their distances: the scale of a teacher's maps differs
 20-fold between its stages, and says nothing of their worth. Their losses start with a sum of P * kd_weight, whatever
-the scale of a teacher: one kd_weight suits many pairs. Unlike a gradient a step ahead
+the scale of a teacher: one kd_weight suited the three pairs that it was tried on. Unlike a gradient a step ahead
 (`distpro.gradient_search`) this becomes clearer with every epoch, and it takes one short training where a search by
 trials (`distpro.trials`) takes eight.
 """
