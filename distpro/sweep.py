@@ -214,6 +214,11 @@ def main() -> None:
         figure_format(arguments.figure)  # fail now, not after hours
     sweep = Sweep.read(arguments.config, arguments.output)
     here = {"data": arguments.data, "teacher_checkpoint": arguments.teacher_checkpoint}
+    if arguments.teacher_checkpoint and not any("teacher_checkpoint" in run.flags for run in sweep.runs):
+        raise UserError(
+            f"no run of '{arguments.config}' names a teacher_checkpoint, so --teacher-checkpoint would do nothing: "
+            f"write teacher_checkpoint: {arguments.teacher_checkpoint.name} among its flags"
+        )
     sweep.runs = [replace(run, flags=_with_local_paths(run.flags, here)) for run in sweep.runs]
     failed: list[Run] = []
     path = sweep.output / "results.csv"

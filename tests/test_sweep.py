@@ -156,6 +156,19 @@ def test_a_figure_that_cannot_be_drawn_is_refused_before_any_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_that_no_run_would_load_is_refused(tmp_path):
+    config = written(tmp_path, flags={"student": "wrn_10_1"}, axes={"method": ["kd", "reviewkd"]}, compare=[])
+    done = subprocess.run(
+        command(config, "--output", tmp_path / "out", "--teacher-checkpoint", tmp_path / "big.pth"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "names a teacher_checkpoint, so --teacher-checkpoint would do nothing" in done.stderr
+    assert "write teacher_checkpoint: big.pth" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_where_weights_are_swept_the_figure_is_over_the_weight():
     rows = [{**row, "kd_weight": row["epochs"]} for row in ROWS]
     panel = sweep_figure(rows, ("pair", "method", "kd_weight")).axes[0]
