@@ -89,8 +89,8 @@ class Config:
     (a saved process), zoo:NAME (an included one) or final:FILE (its last weights throughout)."""
     kd_weight: float | None = None
     """Weight of the feature losses: of each stage in reviewkd; in distpro times the number of pathways, shared out
-    by the process. Default: 3 for digits, 6 with --recipe fast on CIFAR; else 1 while --search-by is distance,
-    whose weights are to scale, unless the process is uniform; else the published value of the pair, or 1."""
+    by the process. Default: 3 for digits, 6 with --recipe fast on CIFAR; else, while --search-by is distance and
+    the process not uniform, 1 on CIFAR and 6 for a folder; else the published value of the pair, or 1."""
     warm_up: float = WARM_UP
     """Fraction of the training over which feature losses ramp up to full weight; 0 for none, as in the paper."""
     reviewkd_weight: float | None = None
@@ -330,8 +330,9 @@ def _filled(config: Config) -> Filled:
     if cifar and plain_name(student) in SLOW_STUDENTS:
         usual["lr"] = 0.02
     published = KD_WEIGHTS.get((plain_name(teacher), plain_name(student)), 1.0)
-    to_scale = search_by == "distance" and config.process != "uniform"
-    usual.setdefault("kd_weight", BY_DISTANCE if to_scale else published)
+    if search_by == "distance" and config.process != "uniform" and config.dataset in BY_DISTANCE:
+        usual.setdefault("kd_weight", BY_DISTANCE[config.dataset])
+    usual.setdefault("kd_weight", published)
     usual.setdefault("reviewkd_weight", published)
     if config.kd_weight is not None:
         usual["reviewkd_weight"] = config.kd_weight

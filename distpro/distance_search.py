@@ -3,8 +3,9 @@
 One student trains with all pathways at equal weights. Then each stage of the teacher keeps the pathway whose
 transformed student map is closest to it on held-out images: a stage that cannot show what the teacher's shows is not
 made to try. Those kept are weighted by the inverse root of their distances: the scale of a teacher's maps differs
-20-fold between its stages, and says nothing of their worth. Their losses start with a sum of P * kd_weight, whatever
-the scale of a teacher: one kd_weight suited the three pairs that it was tried on. Unlike a gradient a step ahead
+20-fold between its stages, and says nothing of their worth. Their losses are then those of the roots, to first order,
+and grow with the scale of a teacher's maps, not with its square: one kd_weight suited the four pairs that it was tried
+on, whose roots differ 8-fold. Unlike a gradient a step ahead
 (`distpro.gradient_search`) this becomes clearer with every epoch, and it takes one short training where a search by
 trials (`distpro.trials`) takes eight.
 """
@@ -49,7 +50,7 @@ def search_by_distance(
 ) -> Process:
     """Search a constant process: for each stage of the teacher the pathway of the least distance d, weighted by d^-0.5.
 
-    The weights are such that the distances, weighted, have a sum of 1: kd_weight is the scale of the feature losses.
+    The weights have the mean over the pathways kept of d^-0.5 as their sum.
 
     The student is trained along the way, and usually discarded.
 
@@ -127,10 +128,9 @@ def closest(pathways: Sequence[Pathway], found: Sequence[float]) -> list[int]:
 
 
 def weights(kept: Sequence[int], found: Sequence[float]) -> list[float]:
-    """Return the weight of each pathway kept, by index, from the distances d of all: d^-0.5, with sum(weight * d) = 1.
+    """Return the weight of each of the K pathways kept, by index, from the distances d of all: d^-0.5 / K.
 
-    To first order the loss is then the sum of the roots of the distances.
+    To first order the loss is then the mean of twice the roots of the distances.
     """
     least = 1e-6 * max(found[i] for i in kept) or 1.0  # of a map that is met exactly
-    roots = [max(found[i], least) ** 0.5 for i in kept]
-    return [1 / (root * sum(roots)) for root in roots]
+    return [max(found[i], least) ** -0.5 / len(kept) for i in kept]

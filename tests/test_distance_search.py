@@ -81,7 +81,7 @@ def test_what_is_measured_after_the_training_is_kept(monkeypatch):
     process = search_by_distance(student, teacher, [images(8)], "validation", recipe, transforms="A", facts={"pair": 1})
     kept = {p.name: w for p, w in zip(process.pathways, process.at(0.3).tolist(), strict=True) if w}
     roots = {"t1-s1-A": 6**0.5, "t2-s2-A": 1.0, "t3-s1-A": 3**0.5}
-    assert kept == pytest.approx({name: 1 / (root * sum(roots.values())) for name, root in roots.items()})
+    assert kept == pytest.approx({name: 1 / (3 * root) for name, root in roots.items()})
     assert process.facts.pop("seconds") > 0
     assert process.facts == {
         "pair": 1,
@@ -90,8 +90,17 @@ def test_what_is_measured_after_the_training_is_kept(monkeypatch):
 
 
 def test_a_map_that_is_met_exactly_has_a_finite_weight():
-    assert weights([0, 2], [0.0, 5.0, 4.0]) == pytest.approx([1 / (0.002 * 2.002), 1 / (2 * 2.002)])
+    assert weights([0, 2], [0.0, 5.0, 4.0]) == pytest.approx([1 / (2 * 0.002), 1 / (2 * 2)])
     assert weights([0, 1], [0.0, 0.0]) == [0.5, 0.5]
+
+
+def test_the_weights_make_the_loss_that_of_the_roots():
+    """Of twice their mean, to first order around the measured distances and at every scale of the maps."""
+    for scale in (0.1, 1.0, 30.0):
+        found = (scale**2 * torch.tensor([0.2, 5.0, 0.7], dtype=torch.float64)).requires_grad_()
+        (roots,) = torch.autograd.grad(found.sqrt().sum(), found)
+        given = torch.tensor(weights([0, 1, 2], found.tolist()), dtype=torch.float64)
+        torch.testing.assert_close(3 * given, 2 * roots)
 
 
 @pytest.mark.parametrize(
