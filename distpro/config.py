@@ -90,7 +90,7 @@ class Config:
     kd_weight: float | None = None
     """Weight of the feature losses: of each stage in reviewkd; in distpro times the number of pathways, shared out
     by the process. Default: 3 for digits, 6 with --recipe fast on CIFAR; else, while --search-by is distance and
-    the process not uniform, 1 on CIFAR and 6 for a folder; else the published value of the pair, or 1."""
+    the process not uniform, 1 on CIFAR and 12 for a folder; else the published value of the pair, or 1."""
     warm_up: float = WARM_UP
     """Fraction of the training over which feature losses ramp up to full weight; 0 for none, as in the paper."""
     reviewkd_weight: float | None = None

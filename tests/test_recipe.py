@@ -268,8 +268,8 @@ def test_a_training_ends_after_so_many_steps_of_its_schedule(tmp_path):
         ({"dataset": "cifar100", "recipe": "fast", "kd_weight": 2.0}, (2.0, 2.0)),
         ({"dataset": "cifar100", "recipe": "fast", "kd_weight": 2.0, "reviewkd_weight": 20.0}, (2.0, 20.0)),
         ({"dataset": "digits", "recipe": "fast"}, (3.0, 6.0)),
-        ({"dataset": "folder"}, (6.0, 1.0)),
-        ({"dataset": "folder", "recipe": "fast"}, (6.0, 1.0)),
+        ({"dataset": "folder"}, (12.0, 1.0)),
+        ({"dataset": "folder", "recipe": "fast"}, (12.0, 1.0)),
         ({"dataset": "folder", "search_by": "trials"}, (1.0, 1.0)),
     ],
 )
