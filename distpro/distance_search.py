@@ -4,8 +4,8 @@ One student trains with all pathways at equal weights. Then each stage of the te
 transformed student map is closest to it on held-out images: a stage that cannot show what the teacher's shows is not
 made to try. Those kept are weighted by the inverse root of their distances: the scale of a teacher's maps differs
 20-fold between its stages, and says nothing of their worth. Their losses are then those of the roots, to first order,
-and grow with the scale of a teacher's maps, not with its square: one kd_weight suited the four pairs that it was tried
-on, whose roots differ 8-fold. Unlike a gradient a step ahead
+and grow with the scale of a teacher's maps, not with its square: the best kd_weight was 5 to 8 on three pairs, and 13
+on one whose teacher's maps are 5 to 8 times as large (RESULTS.md). Unlike a gradient a step ahead
 (`distpro.gradient_search`) this becomes clearer with every epoch, and it takes one short training where a search by
 trials (`distpro.trials`) takes eight.
 """
