@@ -5,7 +5,7 @@ transformed student map is closest to it on held-out images: a stage that cannot
 made to try. Those kept are weighted by the inverse root of their distances: the scale of a teacher's maps differs
 20-fold between its stages, and says nothing of their worth. Their losses are then those of the roots, to first order,
 and grow with the scale of a teacher's maps, not with its square: the best kd_weight was 5 to 8 on three pairs, and 13
-on one whose teacher's maps are 5 to 8 times as large (RESULTS.md). Unlike a gradient a step ahead
+on one whose teacher's maps are 4 to 6 times as far (by the mean root; RESULTS.md). Unlike a gradient a step ahead
 (`distpro.gradient_search`) this becomes clearer with every epoch, and it takes one short training where a search by
 trials (`distpro.trials`) takes eight.
 """
