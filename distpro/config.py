@@ -42,8 +42,7 @@ class Config:
     """Network of the CIFAR zoo (wrn_40_2; trained: zoo:cifar100/wrn_40_2, see `python -m distpro.zoo`), of
     timm (resnet50, timm:vgg13), or your own (package.module:function)."""
     teacher_checkpoint: Path | None = None
-    """Trained weights (.pth, .pt, .safetensors); those of other classes are fine-tuned first. Without weights, the
-    teacher is trained first."""
+    """Trained weights (.pth, .pt, .safetensors); without weights, the teacher is trained first."""
     teacher_pretrained: bool = False
     """Use timm's pretrained weights."""
     teacher_layers: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from distpro.env import emulates_bfloat16, find_device
 from distpro.errors import UserError, flag
 from distpro.features import Features
 from distpro.methods import METHODS
-from distpro.models import OtherClasses, create_model, load_checkpoint, own_network, published_classes
+from distpro.models import create_model, load_checkpoint, own_network, published_classes
 from distpro.pathways import all_pathways
 from distpro.planned_step import check_graphs
 from distpro.process import Process, normaliser
@@ -34,7 +34,6 @@ LABELS = {
     "distpro": "searched process",
 }
 TEST_BATCH = 500
-TeacherState = Literal["new", "of other classes", "ready"]  # to be trained, to be fine-tuned, or neither
 
 
 class Job:
@@ -75,7 +74,10 @@ class Job:
         if name.startswith(zoo.PREFIX):
             weights, name = zoo.find("teacher", name), name.rpartition("/")[2]
         self.teacher = self.network(name, "teacher", config.teacher_pretrained)
-        self.teacher_is = self._load_teacher(weights)
+        if weights is not None:
+            self._same_normalisation(load_checkpoint(self.teacher, weights), str(weights))
+        kept = published_classes(self.teacher) == self.data.num_classes  # else timm drops the classifier's weights
+        self.teacher_ready = weights is not None or (config.teacher_pretrained and kept)
         student = self.network(config.student, "student")
         readers = {
             "teacher": Features(self.teacher, self.data.shape, config.teacher_layers, config.pooled),
@@ -114,20 +116,6 @@ class Job:
         self.test = self.test_loader(self.data.test)
         name = f"{config.dataset}-{config.student.replace(':', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = config.output or Path("output") / parallel.broadcast(name)
-
-    def _load_teacher(self, weights: Path | None) -> TeacherState:
-        """Load the teacher's weights, if there are any."""
-        if self.config.teacher_pretrained:  # timm leaves out the classifier of other classes
-            return "ready" if published_classes(self.teacher) == self.data.num_classes else "of other classes"
-        if weights is None:
-            return "new"
-        state: TeacherState = "ready"
-        try:
-            facts = load_checkpoint(self.teacher, weights)
-        except OtherClasses:
-            facts, state = load_checkpoint(self.teacher, weights, classifier=False), "of other classes"
-        self._same_normalisation(facts, str(weights))
-        return state
 
     def normalised(self) -> dict[str, str]:
         """Return how a folder's images are normalised, for the header of weights trained on them."""

@@ -31,7 +31,7 @@ MOST_LOST = 0.3  # points of top-1 that --teacher-precision may cost without a w
 def prepare_teacher(job: Job) -> Metrics:
     """Train the teacher if it has no weights for these classes; evaluate it and report its accuracy."""
     config, console = job.config, job.console
-    if job.teacher_is != "ready":
+    if not job.teacher_ready:
         _train_teacher(job)
     metrics = Classification().evaluate(job.teacher, job.test)
     top = f"top-1 {metrics.top1:.2f} %, top-5 {metrics.top5:.2f} %"
@@ -50,8 +50,8 @@ def prepare_teacher(job: Job) -> Metrics:
 def _train_teacher(job: Job) -> None:
     config, recipe = job.config, job.config.student_recipe(job.config.teacher_epochs)
     how = "training"
-    if job.teacher_is == "of other classes":
-        how = "its weights are for other classes: fine-tuning"
+    if config.teacher_pretrained:
+        how = "its published weights are for other classes: fine-tuning"
         recipe = replace(recipe, lr=FINE_TUNING * recipe.lr)
     job.console.say(f"{how} the teacher {config.teacher} first ({config.teacher_epochs} epochs)")
     distill(

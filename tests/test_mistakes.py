@@ -305,6 +305,9 @@ def test_mistakes_in_files(tmp_path):
     torn = tmp_path / "torn.pth"
     torn.write_bytes(b"PK\x03\x04 torn")
     assert str(torn) in mistake("--teacher-checkpoint", torn, *out)
+    wide = tmp_path / "wide.safetensors"
+    save_weights(create_model("wrn_16_2", 100, 1), wide)
+    assert "100 classes" in mistake("--teacher-checkpoint", wide, *out)
     torn = create_model("wrn_16_2", 10, 1)
     torn.fc.weight.data[3, 2] = torch.nan
     save_weights(torn, tmp_path / "nan.safetensors")

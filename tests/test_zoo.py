@@ -39,7 +39,7 @@ def test_a_job_takes_both(shelf):
         ),
         Console(),
     )
-    assert job.teacher_is == "ready"
+    assert job.teacher_ready
     assert job.given is not None
     assert job.given.facts == {"teacher": "a"}
     weights = next(job.teacher.parameters())

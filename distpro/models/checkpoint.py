@@ -37,33 +37,19 @@ AVERAGED = "n_averaged"  # added to the weights by torch's AveragedModel, which 
 BATCH_COUNT = ".num_batches_tracked"
 
 
-class OtherClasses(UserError):
-    """A checkpoint fits but for the number of classes."""
-
-
-def load_checkpoint(model: nn.Module, path: str | Path, classifier: bool = True) -> dict[str, Any]:
+def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
     """Copy the weights in the file `path` into `model`, all or none of them.
-
-    classifier: False leaves the model's own as it is, if the file's is for another number of classes.
 
     The file is `.safetensors` or a torch file (read with `weights_only=True`), with a state dict on its own or
     under a usual key ("model", "state_dict", …). Prefixes that data-parallel and compiled models add to the names
     are removed. If the file also holds a moving average of the weights, that is loaded.
     Returns the file's scalar entries, such as {"epoch": 200, "best_acc": 66.41}.
-    Raises UserError for a file that is missing, unreadable, unsafe or of another model; if only the classes differ,
-    its subclass OtherClasses.
+    Raises UserError for a file that is missing, unreadable, unsafe or of another model.
     """
     path = Path(path)
     state, facts = _read(path)
     target = _unwrapped(model)
-    try:
-        _check(state, target, path)
-    except OtherClasses:
-        if classifier:
-            raise
-        own = target.state_dict()
-        state |= {key: own[key] for key in own if key in state and own[key].shape != state[key].shape}
-        _check(state, target, path)
+    _check(state, target, path)
     target.load_state_dict(state)
     return facts
 
@@ -182,7 +168,7 @@ def _check(state: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
         outputs = {(has[:1], wants[:1]) for has, wants in pairs}
         if len(outputs) == 1 and all(has[1:] == wants[1:] for has, wants in pairs):
             (has,), (wants,) = outputs.pop()
-            raise OtherClasses(f"checkpoint '{path}' has {has} classes, but the data has {wants}")
+            raise UserError(f"checkpoint '{path}' has {has} classes, but the data has {wants}")
     problems = [
         *([f"expected {_some(missing)}, not in the file"] if missing else []),
         *([f"found {_some(extra)}, not in the model"] if extra else []),
