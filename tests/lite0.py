@@ -26,7 +26,8 @@ def weights(wnids):
     names = create_model(NETWORK, 1000).state_dict()
     assert [value.shape for value in published.values()] == [value.shape for value in names.values()]
     state = dict(zip(names, published.values(), strict=True))
-    rows = [ImageNetInfo().label_names().index(wnid) for wnid in wnids]
+    order = ImageNetInfo().label_names()
+    rows = [order.index(wnid) for wnid in wnids]
     return state | {name: state[name][rows] for name in ("classifier.weight", "classifier.bias")}
 
 

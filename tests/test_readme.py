@@ -95,9 +95,8 @@ def test_what_a_search_gains_is_what_was_measured(row):
     assert alone == f"{fmean(measured(name, **labels, method='alone').values()):.1f}"
     found = []
     for method, cell in zip(("uniform", "reviewkd", "searched by distance"), methods, strict=True):
-        told, weight = re.fullmatch(r"(.*) \(([\d.]+)\)", cell).groups()
-        label = method if method == "searched by distance" else f"{method} {weight}"
-        found.append(measured("distance.csv", pair=label_of(pair), method=label))
+        told, weight = re.fullmatch(r"(.*) \((\d+)\)", cell).groups()
+        found.append(measured("distance.csv", pair=label_of(pair), method=f"{method} {weight}"))
         assert told == mean(found[-1].values(), "deviation")
     uniform, reviewkd, searched = found
     assert over_uniform == mean(difference(searched, uniform), "error")
