@@ -2,11 +2,15 @@
 
 `python tests/lite0.py FOLDER OUT.pth` writes them for the classes of FOLDER, whose folders have ImageNet's names
 (n01443537, …). They go with `--teacher tf_efficientnet_lite0 --teacher-checkpoint OUT.pth`.
+
+`python tests/lite0.py OUT` writes all 1,000 classes into a folder of timm's, to be fine-tuned for other classes:
+`--teacher local-dir:OUT --teacher-pretrained`.
 """
 
 import sys
 from importlib.util import find_spec
 
+import timm
 import torch
 from timm.data import ImageNetInfo
 
@@ -32,7 +36,12 @@ def weights(wnids):
 
 
 if __name__ == "__main__":
-    folder, out = sys.argv[1:]
+    *folder, out = sys.argv[1:]
     if find_spec(PACKAGE) is None:
         sys.exit(INSTALL)
-    torch.save(weights(create_dataset("folder", folder, image_size=64).class_names), out)
+    if folder:
+        torch.save(weights(create_dataset("folder", *folder, image_size=64).class_names), out)
+    else:
+        model = timm.create_model(NETWORK.removeprefix("timm:"))
+        model.load_state_dict(weights(ImageNetInfo().label_names()))
+        timm.models.save_for_hf(model, out)
