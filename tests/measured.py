@@ -6,9 +6,9 @@ from pathlib import Path
 RESULTS = Path(__file__).parent.parent / "benchmarks/results"
 
 
-def measured(name, **labels):
-    """top-1 by seed of the rows of a CSV that have these labels."""
+def measured(name, column="top1", **labels):
+    """A column by seed, of the rows of a CSV that have these labels."""
     with (RESULTS / name).open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if labels.items() <= row.items()]
     assert rows, labels
-    return {row["seed"]: float(row["top1"]) for row in rows}
+    return {row["seed"]: float(row[column]) for row in rows}

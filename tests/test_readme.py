@@ -143,6 +143,25 @@ def test_how_the_lead_shrinks_is_what_was_measured():
             assert cell == with_interval(lead)
 
 
+def test_the_teacher_from_imagenet_is_what_was_measured():
+    rows = {"searched by distance": "searched here", "searched on CIFAR-100 instead": "searched on CIFAR-100"}
+
+    def found(label, column="top1"):
+        return measured("tiny-transfer.csv", column, method=rows.get(label, label.lower()))
+
+    def seconds(label):
+        return fmean(found(label, "train_seconds").values())
+
+    for label, top1, time in table("20 classes of Tiny-ImageNet |"):
+        assert top1.split(" (")[0] == mean(found(label).values(), "deviation")
+        assert time == f"{seconds(label) / seconds('uniform'):.2f}"
+    text = " ".join(README.split()).replace(" points (", " (")
+    lead = with_interval(difference(found("ReviewKD"), found("searched by distance")))
+    assert f"ReviewKD, which is {lead} ahead" in text
+    lead = with_interval(difference(found("searched on CIFAR-100 instead"), found("uniform")))
+    assert f"It is {lead} above uniform" in text
+
+
 def test_the_digits_are_what_was_measured():
     for label, cell in table("digits, wrn_16_2"):
         top1 = measured("digits.csv", method=re.sub(r" \(.*", "", label)).values()
