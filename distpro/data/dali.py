@@ -1,8 +1,8 @@
 """Images decoded, cropped and normalised by NVIDIA DALI: on the GPU, or by threads of this process on the CPU.
 
 The batches equal those of the torchvision-like loader in `images.py`, with the same windows and flips, up to rounding
-in decoding and resizing: one of 255 levels if both decode on the CPU, more at the border of a random window, because
-DALI decodes and resizes only the window.
+in resizing: one of 255 levels if both decode on the CPU (equal to the bit on 300 ImageNet JPEGs), more at the border of
+a random window, because DALI decodes and resizes only the window.
 """
 
 from __future__ import annotations
