@@ -10,9 +10,9 @@
 import sys
 from importlib.util import find_spec
 
-import timm
 import torch
 from timm.data import ImageNetInfo
+from timm.models import save_for_hf
 
 from distpro.data import create_dataset
 from distpro.models import create_model
@@ -42,6 +42,6 @@ if __name__ == "__main__":
     if folder:
         torch.save(weights(create_dataset("folder", *folder, image_size=64).class_names), out)
     else:
-        model = timm.create_model(NETWORK.removeprefix("timm:"))
+        model = create_model(NETWORK, 1000)
         model.load_state_dict(weights(ImageNetInfo().label_names()))
-        timm.models.save_for_hf(model, out)
+        save_for_hf(model, out)
